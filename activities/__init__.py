@@ -1,0 +1,1 @@
+"""One transaction or one outside call each, a module per noun."""

@@ -1,0 +1,1 @@
+"""Turning what we know into documents and messages."""

@@ -1,0 +1,86 @@
+"""Reading policies. A version never changes, so each is decoded once per process."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import select, text
+from sqlalchemy.engine import Row
+
+from models.kit.database import Session
+from models.kit.errors import NotFound
+from models.organizations.scope import Scope
+from models.policies.rules import Policy
+from models.policies.tables import dispatch_policies
+from models.work.rules import WorkKind
+
+_decoded: dict[UUID, Policy] = {}
+
+_CURRENT = text("SELECT id, kind, settings FROM dispatch_policies WHERE organization_id = :organization_id AND is_current")
+_BY_ID = text("SELECT settings FROM dispatch_policies WHERE id = :id")
+
+
+class CurrentPolicy(msgspec.Struct, frozen=True):
+    """A policy and the version row it comes from."""
+
+    id: UUID
+    policy: Policy
+
+
+def _decode(policy_id: UUID, settings: dict[str, Any]) -> Policy:
+    policy = _decoded.get(policy_id)
+    if policy is None:
+        if len(_decoded) > 10_000:
+            _decoded.clear()
+        policy = _decoded[policy_id] = msgspec.convert(settings, Policy)
+    return policy
+
+
+async def current_policies(session: Session, organization_id: UUID) -> dict[WorkKind, CurrentPolicy]:
+    """The version in force for each kind."""
+    return {
+        WorkKind(row.kind): CurrentPolicy(row.id, _decode(row.id, _plain(row.settings)))
+        for row in await session.rows(_CURRENT, {"organization_id": organization_id})
+    }
+
+
+async def policy_by_id(session: Session, policy_id: UUID) -> Policy:
+    known = _decoded.get(policy_id)
+    if known is not None:
+        return known
+    settings = await session.value(_BY_ID, {"id": policy_id})
+    return _decode(policy_id, _plain(settings))
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    # A textual statement gives jsonb as its text, a typed one as objects.
+    return msgspec.json.decode(settings) if isinstance(settings, str | bytes) else settings
+
+
+async def list_current(session: Session, scope: Scope) -> list[Row[Any]]:
+    table = dispatch_policies
+    return list(
+        await session.rows(
+            select(table)
+            .where(scope.covers(table.c.organization_id), table.c.is_current)
+            .order_by(table.c.organization_id, table.c.kind)
+        )
+    )
+
+
+async def get_current(session: Session, scope: Scope, kind: WorkKind, organization_id: UUID) -> Row[Any]:
+    """Raises NotFound."""
+    table = dispatch_policies
+    row = await session.row(
+        select(table).where(
+            scope.covers(table.c.organization_id),
+            table.c.organization_id == organization_id,
+            table.c.kind == kind,
+            table.c.is_current,
+        )
+    )
+    if row is None:
+        raise NotFound
+    return row

@@ -1,0 +1,139 @@
+"""Wakes: how a transaction tells a work order's workflow that something happened, without waiting for Temporal.
+
+One row per work order. Raising a wake increments `seq` in the transaction of the cause; the relay sends it and records
+`sent_seq`. It coalesces, needs no order, and a crash between the two only sends again: the workflow reads the truth
+from Postgres whatever the signal says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.engine import Row
+
+from models.kit.database import Session
+
+
+class Wake(StrEnum):
+    """Why; each but `created` names the signal that carries it."""
+
+    CREATED = "created"
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    ASSIGNED = "assigned"
+    UNASSIGNED = "unassigned"
+    REOFFERED = "reoffered"
+    STATUS_CHANGED = "status_changed"
+    CANCELLED = "cancelled"
+    DRIVER_AVAILABLE = "driver_available"
+
+
+TOPIC = "wakes"
+
+# Sorted, in one statement, as the last of the transaction: so two transactions never wait for each other's wakes.
+_RAISE = text("""
+INSERT INTO workflow_wakes (work_order_id, organization_id, reason, due_at)
+SELECT work_order_id, organization_id, reason, coalesce(due_at, clock_timestamp())
+FROM unnest(CAST(:ids AS uuid[]), CAST(:organizations AS uuid[]), CAST(:reasons AS text[]), CAST(:due AS timestamptz[]))
+    AS raised (work_order_id, organization_id, reason, due_at)
+ORDER BY work_order_id
+ON CONFLICT (work_order_id) DO UPDATE SET
+    seq = workflow_wakes.seq + 1, reason = excluded.reason,
+    due_at = coalesce(excluded.due_at, clock_timestamp()), attempts = 0
+""")
+
+
+def raise_wake(
+    session: Session, work_order_id: UUID, organization_id: UUID, reason: Wake, *, due_at: datetime | None = None
+) -> None:
+    """Owe the work order's workflow a signal, now or at `due_at`. Written right before the commit."""
+    raised: dict[UUID, tuple[UUID, Wake, datetime | None]] = session.scratch.setdefault(TOPIC, {})
+    raised[work_order_id] = (organization_id, reason, due_at)
+    session.topics.add(TOPIC)
+
+    async def write() -> None:
+        await session.run(
+            _RAISE,
+            {
+                "ids": list(raised),
+                "organizations": [organization for organization, _, _ in raised.values()],
+                "reasons": [reason.value for _, reason, _ in raised.values()],
+                "due": [due for _, _, due in raised.values()],
+            },
+        )
+
+    session.finally_do(TOPIC, write)
+
+
+# The first in line, and only work that the lane may serve now.
+_HEAD = text("""
+SELECT id FROM work_orders
+WHERE organization_id = :organization_id AND match_from <= clock_timestamp()
+ORDER BY priority DESC, waiting_since, id LIMIT 1
+""")
+
+
+async def wake_head(session: Session, organization_id: UUID) -> None:
+    """Capacity was freed: wake one work order, the head of the lane; its matching serves whoever can be served."""
+    head = await session.value(_HEAD, {"organization_id": organization_id})
+    if head is not None:
+        raise_wake(session, head, organization_id, Wake.DRIVER_AVAILABLE)
+
+
+_LEASE = text("""
+WITH due AS (
+    SELECT work_order_id FROM workflow_wakes
+    WHERE seq > sent_seq AND due_at <= clock_timestamp()
+        AND (claimed_until IS NULL OR claimed_until <= clock_timestamp())
+    ORDER BY due_at LIMIT :limit
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE workflow_wakes k
+SET claimed_until = clock_timestamp() + make_interval(secs => :lease_s), attempts = k.attempts + 1
+FROM due JOIN work_orders w ON w.id = due.work_order_id
+WHERE k.work_order_id = due.work_order_id
+RETURNING k.work_order_id, k.organization_id, k.seq, k.sent_seq, k.reason, k.attempts,
+    w.kind, w.reference, w.status, w.priority, w.assigned_driver_id
+""")
+
+_SENT = text("""
+UPDATE workflow_wakes k SET sent_seq = greatest(k.sent_seq, sent.seq), claimed_until = NULL, attempts = 0
+FROM unnest(CAST(:ids AS uuid[]), CAST(:seqs AS bigint[])) AS sent (work_order_id, seq)
+WHERE k.work_order_id = sent.work_order_id
+""")
+
+_UNSENT = text("""
+UPDATE workflow_wakes SET claimed_until = clock_timestamp() + make_interval(secs => :delay_s)
+WHERE work_order_id = ANY(CAST(:ids AS uuid[]))
+""")
+
+_NEXT_DUE = text("""
+SELECT extract(epoch FROM min(greatest(due_at, claimed_until)) - clock_timestamp())::float8
+FROM workflow_wakes WHERE seq > sent_seq
+""")
+
+
+async def lease_wakes(session: Session, *, limit: int, lease_s: float) -> Sequence[Row[Any]]:
+    """Claim due wakes for `lease_s` seconds; other relays pass over them meanwhile."""
+    return await session.rows(_LEASE, {"limit": limit, "lease_s": lease_s})
+
+
+async def record_sent(session: Session, sent: Sequence[tuple[UUID, int]]) -> None:
+    """These were delivered up to `seq`. A wake raised meanwhile has a higher seq and stays owed."""
+    await session.run(_SENT, {"ids": [i for i, _ in sent], "seqs": [seq for _, seq in sent]})
+
+
+async def record_unsent(session: Session, ids: Sequence[UUID], *, delay_s: float) -> None:
+    """Could not be delivered: free them after `delay_s`."""
+    await session.run(_UNSENT, {"ids": list(ids), "delay_s": delay_s})
+
+
+async def seconds_to_next(session: Session) -> float | None:
+    """Until the next owed wake is due; None when none is owed."""
+    value: float | None = await session.value(_NEXT_DUE)
+    return value
