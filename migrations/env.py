@@ -7,11 +7,16 @@ from typing import Any
 
 from alembic import context
 from sqlalchemy import Connection, text
+from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from models.audit.tables import Xid8
 from models.kit.settings import load_settings
 from models.schema import metadata
+
+# So that comparing the schema with the database knows the audit log's column.
+ischema_names["xid8"] = Xid8
 
 #: A migration that cannot have its lock soon gives up, instead of holding up every query queued behind it.
 LOCK_TIMEOUT = "10s"

@@ -46,8 +46,6 @@ class NotificationSender:
             start_to_close_timeout=DRAIN_TIMEOUT,
             heartbeat_timeout=DRAIN_HEARTBEAT,
             retry_policy=DRAIN_RETRY,
-            # A cancelled sender first records what it sent.
-            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary="send what is due",
         )
 

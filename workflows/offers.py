@@ -125,10 +125,6 @@ class DispatchWorkflow:
     def driver_available(self) -> None:
         self.signals += 1
 
-    @workflow.signal
-    def created(self) -> None:
-        self.signals += 1
-
     # Updates are for ops, in the UI or by CLI: the same commands as over HTTP, with who asked for the audit.
 
     @workflow.update

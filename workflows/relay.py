@@ -27,7 +27,7 @@ from temporalio.service import RPCError
 
 from models.kit.database import Database
 from models.kit.settings import Settings
-from models.work.wakes import TOPIC, lease_wakes, record_sent, record_unsent, seconds_to_next
+from models.work.wakes import TOPIC, Wake, lease_wakes, record_sent, record_unsent, seconds_to_next
 from workflows.client import DISPATCH_QUEUE, RPC_TIMEOUT, connect, workflow_id
 from workflows.offers import DRIVER, KIND, ORGANIZATION, REFERENCE, STATUS, DispatchInput, DispatchWorkflow
 
@@ -99,8 +99,8 @@ class WakeRelay:
     async def _send(self, row: Row[Any]) -> bool:
         """Start or signal one workflow. True once Temporal has it, or has nothing left to wake."""
         assert self.client is not None
-        # The very first wake of a work order needs no signal: the start itself makes it look.
-        first = row.seq == 1 and row.attempts == 1
+        # A creation needs no signal: the start itself makes the workflow look. Whatever happens later says its own name.
+        signal = None if row.reason == Wake.CREATED else row.reason
         try:
             async with asyncio.timeout(RPC_TIMEOUT.total_seconds() * 2):
                 await self.client.start_workflow(
@@ -114,7 +114,7 @@ class WakeRelay:
                     static_summary=f"{row.reference} ({row.kind})",
                     # Temporal's 1 is the most urgent, of 5; ours is 9, of 10.
                     priority=Priority(priority_key=5 - row.priority // 2),
-                    start_signal=None if first else row.reason,
+                    start_signal=signal,
                     rpc_timeout=RPC_TIMEOUT,
                 )
         except WorkflowAlreadyStartedError:

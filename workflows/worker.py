@@ -27,9 +27,6 @@ from workflows.sweeps import SweepWorkflow
 
 log = logging.getLogger(__name__)
 
-WORKFLOWS = [DispatchWorkflow, SweepWorkflow, NotificationSender]
-
-
 def sandbox() -> SandboxedWorkflowRunner:
     """The determinism sandbox, with our own modules and the libraries they rest on passed through: loading them anew
     for every workflow costs 100 times the run."""
@@ -45,7 +42,8 @@ async def running_worker(client: Client, database: Database, settings: Settings)
     """Both task queues served, the relay and the sender running, until the block ends; then drained."""
     dispatch = DispatchActivities(database)
     sweeps = SweepActivities(database)
-    notifications = NotificationActivities(database, adapters_from(settings))
+    adapters = adapters_from(settings)
+    notifications = NotificationActivities(database, adapters, app_url=settings.public_url)
     dispatch_worker = Worker(
         client,
         task_queue=DISPATCH_QUEUE,
@@ -82,6 +80,8 @@ async def running_worker(client: Client, database: Database, settings: Settings)
         finally:
             relaying.cancel()
             await asyncio.gather(relaying, return_exceptions=True)
+    for adapter in adapters.values():
+        await adapter.close()
 
 
 async def run_worker(settings: Settings) -> None:

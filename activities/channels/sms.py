@@ -16,7 +16,7 @@ from twilio.base.exceptions import TwilioRestException, TwilioServiceException  
 from twilio.http.async_http_client import AsyncTwilioHttpClient  # type: ignore[import-untyped]
 from twilio.http.response import Response  # type: ignore[import-untyped]
 from twilio.rest import Client  # type: ignore[import-untyped]
-from twilio.rest import api as _api  # type: ignore[import-untyped]  # noqa: F401  # see below
+from twilio.rest import api as _api  # noqa: F401  # see below
 
 from activities.channels.base import Misconfigured, Outgoing, PermanentlyFailed, TemporarilyFailed, retry_after_seconds
 

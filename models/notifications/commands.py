@@ -168,7 +168,8 @@ WITH due AS (
 )
 SELECT m.id, m.created_at, m.organization_id, m.user_id, m.event, m.channel, m.attempt, m.params,
        statement_timestamp() AS now,
-       u.full_name AS recipient_name, CAST(u.email AS text) AS recipient_email, u.phone AS recipient_phone, u.role AS recipient_role,
+       u.full_name AS recipient_name, CAST(u.email AS text) AS recipient_email, u.phone AS recipient_phone,
+       u.role AS recipient_role,
        u.phone_verified_at IS NOT NULL AS phone_verified,
        coalesce(u.is_active AND u.deleted_at IS NULL, false) AS recipient_active,
        o.name AS organization_name, o.time_zone, o.locale, o.driver_label,

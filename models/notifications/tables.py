@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 from sqlalchemy import Column, Index, Integer, PrimaryKeyConstraint, Table, Text, UniqueConstraint, Uuid, text
 
 from models.kit.base import Json, Timestamp, metadata, status_column, tenant_column
-
-
-class NotificationStatus(StrEnum):
-    PENDING = "pending"
-    SENDING = "sending"
-    SENT = "sent"
-    DELIVERED = "delivered"
-    FAILED = "failed"
-
-
-class Channel(StrEnum):
-    SMS = "sms"
-    EMAIL = "email"
+from models.notifications.rules import Channel, NotificationStatus
 
 
 notifications = Table(

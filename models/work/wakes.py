@@ -20,7 +20,7 @@ from models.kit.database import Session
 
 
 class Wake(StrEnum):
-    """Why; each but `created` names the signal that carries it."""
+    """Why; each but `created`, which starts the workflow, names the signal that carries it."""
 
     CREATED = "created"
     ACCEPTED = "accepted"

@@ -1,0 +1,106 @@
+"""Who is asking, and may they: every request passes here before its handler."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Final
+
+from litestar import Litestar
+from litestar.connection import ASGIConnection
+from litestar.enums import ScopeType
+from litestar.handlers import BaseRouteHandler
+from litestar.routes import HTTPRoute, WebSocketRoute
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from api.bodies import BODY
+from models.identity.permissions import MATRIX, Caller
+from models.identity.rules import Unauthenticated
+from models.identity.tokens import AccessTokens
+from models.kit.errors import Forbidden, ValidationFailed
+
+#: For `opt=` of the few handlers that nobody needs to sign in for.
+PUBLIC: Final[dict[str, Any]] = {"permission": "public"}
+#: A request that Postgres keeps waiting longer gives up with 503. `opt={"time_limit_s": ..}` sets another limit.
+TIME_LIMIT_S: Final = 2.8
+#: Our tokens have about 600 characters; whatever is far longer is not worth hashing.
+_LONGEST_TOKEN: Final = 4096
+
+
+class UnguardedRoute(Exception):
+    """A handler states no permission; the application does not start."""
+
+
+def needs(permission: str, **opt: Any) -> dict[str, Any]:
+    """For `opt=` of a handler: only roles with this permission in the matrix get in."""
+    if permission not in MATRIX:
+        raise UnguardedRoute(f"{permission} is not in the permission matrix")
+    return {"permission": permission, **opt}
+
+
+class Authentication:
+    """Middleware: puts the Caller (or None) into `scope["user"]` and sets the request's clock and time limit.
+
+    A missing or bad token only matters where a permission is asked for, so public pages work beside a stale one.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: AccessTokens) -> None:
+        self.app = app
+        self.tokens = tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["auth"] = None
+        scope["user"] = self._caller(scope)
+        if scope["type"] != ScopeType.HTTP:
+            await self.app(scope, receive, send)
+            return
+        scope["state"]["began"] = time.perf_counter()
+        # Postgres has no text that holds a NUL, and nothing we look for has one in its name.
+        if b"%00" in scope["query_string"] or "\0" in scope["path"]:
+            raise ValidationFailed({BODY: ["The address must not contain the NUL character"]})
+        async with asyncio.timeout(scope["route_handler"].opt.get("time_limit_s", TIME_LIMIT_S)):
+            await self.app(scope, receive, send)
+
+    def _caller(self, scope: Scope) -> Caller | None:
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                scheme, _, token = value.partition(b" ")
+                if scheme.lower() != b"bearer" or len(token) > _LONGEST_TOKEN:
+                    return None
+                try:
+                    return self.tokens.verify(token.strip().decode("latin-1"))
+                except Unauthenticated:
+                    return None
+        return None
+
+
+def check_permission(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """The application's one guard. Raises Unauthenticated without a valid token, Forbidden without the permission."""
+    permission = handler.opt.get("permission")
+    if permission == "public" or connection.scope.get("method") == "OPTIONS":
+        return
+    caller: Caller | None = connection.scope["user"]
+    if caller is None:
+        raise Unauthenticated()
+    if permission not in MATRIX or caller.role not in MATRIX[permission]:
+        raise Forbidden()
+
+
+def permission_of(handler: BaseRouteHandler) -> str | None:
+    """What the handler states: a permission of the matrix, `public`, or None."""
+    stated = handler.opt.get("permission")
+    return stated if stated == "public" or stated in MATRIX else None
+
+
+def check_routes(app: Litestar) -> None:
+    """Raise UnguardedRoute for the first handler that states no permission, which then stops the start."""
+    for route in app.routes:
+        if isinstance(route, HTTPRoute):
+            handlers: list[BaseRouteHandler] = [h for h in route.route_handlers if h.http_methods != {"OPTIONS"}]
+        elif isinstance(route, WebSocketRoute):
+            handlers = [route.route_handler]
+        else:
+            continue
+        for handler in handlers:
+            if permission_of(handler) is None:
+                raise UnguardedRoute(f"{route.path}: {handler} states no permission; see api/guards.py")
