@@ -54,5 +54,7 @@ class SweepActivities:
         made = 0
         for table in PARTITIONED:
             async with self.database.transaction() as session:
-                made += await session.value(text("SELECT ensure_month_partitions(CAST(:name AS regclass))"), {"name": table})
+                made += await session.value(
+                    text("SELECT ensure_month_partitions(CAST(:name AS regclass))"), {"name": table}
+                )
         return made

@@ -48,15 +48,16 @@ class JsonRequest(Request[Caller, None, State]):
 def decode_body(body: bytes, expected: Any) -> Any:
     """The body as `expected`, a type that msgspec knows. Raises ValidationFailed naming each wrong field."""
     try:
-        value = _decoder(expected).decode(body)
-    except msgspec.ValidationError as error:
-        found = errors_in(msgspec.json.decode(body), expected)
-        raise ValidationFailed(found or dict([_named(str(error))])) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        try:
+            value = _decoder(expected).decode(body)
+        except msgspec.ValidationError as error:
+            found = errors_in(msgspec.json.decode(body), expected)
+            raise ValidationFailed(found or dict([_named(str(error))])) from None
+        # A NUL can only arrive escaped, and Postgres has no text that holds one.
+        if b"\\u0000" in body and (paths := _with_nul(msgspec.json.decode(body))):
+            raise ValidationFailed({path: ["Must not contain the NUL character"] for path in paths})
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValidationFailed({BODY: [f"Not valid JSON: {error}"]}) from None
-    # A NUL can only arrive escaped, and Postgres has no text that holds one.
-    if b"\\u0000" in body and (paths := _with_nul(msgspec.json.decode(body))):
-        raise ValidationFailed({path: ["Must not contain the NUL character"] for path in paths})
     return value
 
 

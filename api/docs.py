@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,9 +14,9 @@ from api.openapi import openapi_json
 
 _FOLDER: Final = Path(__file__).parent / "docs_ui"
 _FILES: Final = {
-    "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
-    "swagger-ui.css": "text/css; charset=utf-8",
-    "docs.js": "text/javascript; charset=utf-8",
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "docs.js": "text/javascript",
 }
 #: Swagger UI sets style attributes and draws its icons from data addresses; nothing comes from elsewhere.
 _POLICY: Final = (
@@ -65,12 +66,11 @@ class DocsDocument(OpenAPIRenderPlugin):
     [f"/{name}" for name in _FILES],
     operation_id="DocsFile",
     include_in_schema=False,
-    sync_to_thread=True,
     response_headers={"Cache-Control": "public, max-age=3600"},
 )
-def docs_file(request: Request[Any, Any, Any]) -> Response[bytes]:
+async def docs_file(request: Request[Any, Any, Any]) -> Response[bytes]:
     name = request.scope["path"].rpartition("/")[2]
-    return Response((_FOLDER / name).read_bytes(), media_type=_FILES[name])
+    return Response(_content(name), media_type=_FILES[name])
 
 
 @get(
@@ -82,6 +82,11 @@ def docs_file(request: Request[Any, Any, Any]) -> Response[bytes]:
 )
 async def openapi_file(request: Request[Any, Any, Any]) -> bytes:
     return openapi_json(request.app)
+
+
+@cache
+def _content(name: str) -> bytes:
+    return (_FOLDER / name).read_bytes()
 
 
 def docs_router() -> Router:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from enum import Enum, auto
 from typing import Any, Final
 
 from litestar import Litestar
@@ -11,7 +12,7 @@ from litestar.connection import ASGIConnection
 from litestar.enums import ScopeType
 from litestar.handlers import BaseRouteHandler
 from litestar.routes import HTTPRoute, WebSocketRoute
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.bodies import BODY
 from models.identity.permissions import MATRIX, Caller
@@ -22,7 +23,7 @@ from models.kit.errors import Forbidden, ValidationFailed
 #: For `opt=` of the few handlers that nobody needs to sign in for.
 PUBLIC: Final[dict[str, Any]] = {"permission": "public"}
 #: A request that Postgres keeps waiting longer gives up with 503. `opt={"time_limit_s": ..}` sets another limit.
-TIME_LIMIT_S: Final = 2.8
+TIME_LIMIT_S: Final = 2.5
 #: Our tokens have about 600 characters; whatever is far longer is not worth hashing.
 _LONGEST_TOKEN: Final = 4096
 
@@ -58,8 +59,9 @@ class Authentication:
         # Postgres has no text that holds a NUL, and nothing we look for has one in its name.
         if b"%00" in scope["query_string"] or "\0" in scope["path"]:
             raise ValidationFailed({BODY: ["The address must not contain the NUL character"]})
-        async with asyncio.timeout(scope["route_handler"].opt.get("time_limit_s", TIME_LIMIT_S)):
-            await self.app(scope, receive, send)
+        await _answer_in_time(
+            self.app, scope, receive, send, scope["route_handler"].opt.get("time_limit_s", TIME_LIMIT_S)
+        )
 
     def _caller(self, scope: Scope) -> Caller | None:
         for name, value in scope["headers"]:
@@ -74,8 +76,60 @@ class Authentication:
         return None
 
 
-def check_permission(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """The application's one guard. Raises Unauthenticated without a valid token, Forbidden without the permission."""
+async def _answer_in_time(app: ASGIApp, scope: Scope, receive: Receive, send: Send, limit_s: float | None) -> None:
+    """Let `app` begin its answer within `limit_s` seconds, or raise TimeoutError; None waits for ever.
+
+    `asyncio.timeout` would not do: it waits for what it cancelled, and closing the connection to a Postgres that hangs
+    takes two seconds more. The request goes on being undone by itself, and cannot answer a second time.
+    """
+    state = _Answer.PENDING
+
+    async def send_unless_late(message: Message) -> None:
+        nonlocal state
+        if state is not _Answer.LATE:
+            state = _Answer.BEGUN
+            await send(message)
+
+    task = asyncio.ensure_future(app(scope, receive, send_unless_late))
+    try:
+        await asyncio.wait((task,), timeout=limit_s)
+    except asyncio.CancelledError:
+        _abandon(task)
+        raise
+    if not task.done() and state is _Answer.PENDING:
+        state = _Answer.LATE
+        _abandon(task)
+        raise TimeoutError
+    await task
+
+
+class _Answer(Enum):
+    PENDING = auto()
+    BEGUN = auto()
+    LATE = auto()
+
+
+#: Requests that are being undone. The set keeps them from being collected half way.
+_abandoned: Final[set[asyncio.Future[None]]] = set()
+
+
+def _abandon(task: asyncio.Future[None]) -> None:
+    _abandoned.add(task)
+    task.add_done_callback(_forget)
+    task.cancel()
+
+
+def _forget(task: asyncio.Future[None]) -> None:
+    _abandoned.discard(task)
+    if not task.cancelled():
+        task.exception()
+
+
+async def check_permission(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """The application's one guard. Raises Unauthenticated without a valid token, Forbidden without the permission.
+
+    Not because it waits for anything: Litestar runs a guard that is no coroutine in a thread, for every request.
+    """
     permission = handler.opt.get("permission")
     if permission == "public" or connection.scope.get("method") == "OPTIONS":
         return

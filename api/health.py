@@ -14,6 +14,7 @@ from litestar.datastructures import State
 from litestar.openapi.datastructures import ResponseSpec
 from sqlalchemy import text
 from temporalio.client import Client
+from temporalio.service import RPCError
 
 import migrations
 from api.guards import PUBLIC
@@ -130,5 +131,9 @@ async def _check_temporal(settings: Settings, state: State) -> None:
     client: Client | None = state.get("health_client")
     if client is None:
         client = state.health_client = await connect(settings, lazy=True)
-    if not await client.service_client.check_health(retry=False, timeout=timedelta(seconds=CHECK_LIMIT_S)):
+    try:
+        serving = await client.service_client.check_health(retry=False, timeout=timedelta(seconds=CHECK_LIMIT_S))
+    except (RPCError, RuntimeError) as error:
+        raise NotReady("does not answer") from error
+    if not serving:
         raise NotReady("not serving")

@@ -56,6 +56,8 @@ def configure_logging(settings: Settings) -> None:
     root.handlers = [handler]
     # The libraries' own chatter starts at INFO: connection pools, retries, every request sent.
     root.setLevel(max(level, logging.WARNING))
+    for ours in ("api", "workflows", "activities", "models", "migrations"):
+        logging.getLogger(ours).setLevel(level)
 
 
 def _encode(event: Any, **_: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import cache
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -199,7 +198,9 @@ def _error_schema() -> dict[str, Any]:
     return schema
 
 
-@cache
 def openapi_json(app: Litestar) -> bytes:
-    """The document as it is served; made once."""
-    return msgspec.json.encode(openapi_document(app))
+    """The document as it is served; made at the first request for it."""
+    document: bytes | None = app.state.get("openapi_json")
+    if document is None:
+        document = app.state.openapi_json = msgspec.json.encode(openapi_document(app))
+    return document

@@ -6,7 +6,6 @@ timer, whichever comes first, and again. A lost or repeated signal does no harm,
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
 
 import msgspec
@@ -23,6 +22,9 @@ KIND = SearchAttributeKey.for_keyword("WorkOrderKind")
 STATUS = SearchAttributeKey.for_keyword("WorkOrderStatus")
 DRIVER = SearchAttributeKey.for_keyword("DriverId")
 REFERENCE = SearchAttributeKey.for_keyword("Reference")
+#: What the search attribute tells apart besides the end. The steps in the field are the board's business, and an upsert
+#: for each would cost a workflow task.
+SHOWN = ("pending", "assigned")
 
 
 class DispatchInput(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,20 +78,18 @@ class DispatchWorkflow:
             await workflow.wait_condition(
                 lambda: self.signals != since, timeout=timeout, timeout_summary=self.step.waits_for
             )
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return
 
     def show(self) -> None:
         """What ops see: the offer chain as the run's details, the status and driver as search attributes."""
-        lines = [f"**{self.step.status}**, waits for {self.step.waits_for}", "", *self.step.chain]
-        workflow.set_current_details("\n".join(lines) if not self.step.ended else "\n".join([f"**{self.step.status}**", "", *self.step.chain]))
-        if self.step.status in ("pending", "assigned") or self.step.ended:
-            if self.step.status != self.shown_status:
-                self.shown_status = self.step.status
-                driver = self.step.driver_id
-                workflow.upsert_search_attributes(
-                    [STATUS.value_set(self.step.status), DRIVER.value_set(driver) if driver else DRIVER.value_unset()]
-                )
+        step = self.step
+        now = f"**{step.status}**" if step.ended else f"**{step.status}**, waits for {step.waits_for}"
+        workflow.set_current_details("\n".join([now, "", *step.chain]))
+        if step.status != self.shown_status and (step.ended or step.status in SHOWN):
+            self.shown_status = step.status
+            driver = DRIVER.value_set(step.driver_id) if step.driver_id else DRIVER.value_unset()
+            workflow.upsert_search_attributes([STATUS.value_set(step.status), driver])
 
     # Signals are named for what happened. Each only wakes the loop.
 

@@ -99,7 +99,7 @@ class WakeRelay:
     async def _send(self, row: Row[Any]) -> bool:
         """Start or signal one workflow. True once Temporal has it, or has nothing left to wake."""
         assert self.client is not None
-        # A creation needs no signal: the start itself makes the workflow look. Whatever happens later says its own name.
+        # A creation needs no signal: the start itself makes the workflow look. Whatever comes later says its name.
         signal = None if row.reason == Wake.CREATED else row.reason
         try:
             async with asyncio.timeout(RPC_TIMEOUT.total_seconds() * 2):

@@ -27,6 +27,7 @@ from workflows.sweeps import SweepWorkflow
 
 log = logging.getLogger(__name__)
 
+
 def sandbox() -> SandboxedWorkflowRunner:
     """The determinism sandbox, with our own modules and the libraries they rest on passed through: loading them anew
     for every workflow costs 100 times the run."""

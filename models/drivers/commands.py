@@ -88,9 +88,7 @@ async def _withdraw(session: Session, driver: Row[Any], work_order: Row[Any] | N
         # An offer arrived between the look and the lock. Its work order's next look finds the driver off duty.
         raise_wake(session, closed.work_order_id, driver.organization_id, Wake.DRIVER_AVAILABLE)
         return
-    await session.run(
-        _CLOSE, {"driver_id": driver.driver_id, "reason": OfferReason.DRIVER_UNAVAILABLE.value, "at": at}
-    )
+    await session.run(_CLOSE, {"driver_id": driver.driver_id, "reason": OfferReason.DRIVER_UNAVAILABLE.value, "at": at})
     await session.run(_BACK_IN_LINE, {"id": work_order.id, "at": at})
     record(
         session, "OFFER_EXPIRED", organization_id=driver.organization_id, entity_type="offer", entity_id=closed.id,

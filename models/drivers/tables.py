@@ -71,9 +71,7 @@ driver_dispatch = Table(
     Column("reject_streak", Integer, nullable=False, server_default=text("0")),
     Column("state_version", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint("active_count >= 0", name="active_count"),
-    ForeignKeyConstraint(
-        ["organization_id", "driver_id"], ["driver_profiles.organization_id", "driver_profiles.id"]
-    ),
+    ForeignKeyConstraint(["organization_id", "driver_id"], ["driver_profiles.organization_id", "driver_profiles.id"]),
     UniqueConstraint("organization_id", "driver_id"),
     Index(
         "ix_driver_dispatch_on_duty",
@@ -93,9 +91,7 @@ driver_positions = Table(
     Column("accuracy_m", Double),
     Column("position_at", Timestamp),
     Column("last_seen_at", Timestamp, nullable=False),
-    ForeignKeyConstraint(
-        ["organization_id", "driver_id"], ["driver_profiles.organization_id", "driver_profiles.id"]
-    ),
+    ForeignKeyConstraint(["organization_id", "driver_id"], ["driver_profiles.organization_id", "driver_profiles.id"]),
     Index("ix_driver_positions_earth", text("ll_to_earth(lat, lng)"), postgresql_using="gist"),
     postgresql_with={"fillfactor": 70},
 )

@@ -107,9 +107,7 @@ async def first_servable(
     return found
 
 
-def _narrowing(
-    organization_id: UUID, policies: dict[WorkKind, CurrentPolicy], passed: list[UUID]
-) -> dict[str, Any]:
+def _narrowing(organization_id: UUID, policies: dict[WorkKind, CurrentPolicy], passed: list[UUID]) -> dict[str, Any]:
     rules = [current.policy for current in policies.values()]
     return {
         "organization_id": organization_id,

@@ -106,8 +106,7 @@ def explain(header: Header, candidates: list[Candidate], driver_id: str) -> Expl
         drivers = "1 nearer driver was" if nearer_busy == 1 else f"{nearer_busy} nearer drivers were"
         parts.append(f"{drivers} busy")
     others = [
-        f"{count} {_WHY_NOT[reason]}"
-        for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        f"{count} {_WHY_NOT[reason]}" for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
     if others:
         parts.append("of the others on duty, " + ", ".join(others))

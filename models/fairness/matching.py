@@ -59,9 +59,13 @@ UPDATE work_orders SET nobody_reasons = :reasons,
 WHERE id = :id
 """)
 
-_COUNT = text("UPDATE dispatch_lanes SET last_number = :number, last_hash = :hash WHERE organization_id = :organization_id")
+_COUNT = text(
+    "UPDATE dispatch_lanes SET last_number = :number, last_hash = :hash WHERE organization_id = :organization_id"
+)
 
-_STILL_WAITING = text("SELECT match_from IS NOT NULL AND match_from <= clock_timestamp() FROM work_orders WHERE id = :id")
+_STILL_WAITING = text(
+    "SELECT match_from IS NOT NULL AND match_from <= clock_timestamp() FROM work_orders WHERE id = :id"
+)
 
 _ORDER_EXPIRY = text("SELECT expires_at FROM orders WHERE work_order_id = :id")
 
@@ -197,9 +201,7 @@ async def _decide(
             "summary": summary_of(choice),
         },
     )
-    await session.run(
-        _COUNT, {"organization_id": work_order.organization_id, "number": number, "hash": made.hash}
-    )
+    await session.run(_COUNT, {"organization_id": work_order.organization_id, "number": number, "hash": made.hash})
     return decision_id
 
 

@@ -69,9 +69,7 @@ def make_record(header: Header, candidates: Sequence[Candidate], previous_hash: 
     """Salt, encode and chain one decision."""
     salts = os.urandom(SALT_BYTES * len(candidates))
     rows = [_encode(candidate) for candidate in candidates]
-    leaves = [
-        sha256(salts[i * SALT_BYTES : (i + 1) * SALT_BYTES] + row).digest() for i, row in enumerate(rows)
-    ]
+    leaves = [sha256(salts[i * SALT_BYTES : (i + 1) * SALT_BYTES] + row).digest() for i, row in enumerate(rows)]
     head = _encode(header)
     body = body_hash(head, leaves)
     return Record(

@@ -53,7 +53,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Candidate(msgspec.Struct, frozen=True, array_like=True):
-    """One driver on duty, with every value that eligibility and ranking read. Encoded as an array: thousands are kept."""
+    """One driver on duty, with every value that eligibility and ranking read. Encoded as an array: many are kept."""
 
     driver_id: str
     queue_at: int | None
@@ -93,7 +93,8 @@ def lapse_ends_at(policy: Policy, candidate: Candidate) -> int | None:
     """Until when the driver is not asked again for this work: `lapse_pause_s`, doubling with every lapse."""
     if not candidate.lapses or candidate.lapsed_at is None:
         return None
-    return candidate.lapsed_at + policy.lapse_pause_s * SECOND * 2 ** min(candidate.lapses - 1, 20)
+    doublings: int = min(candidate.lapses - 1, 20)
+    return candidate.lapsed_at + (policy.lapse_pause_s * SECOND << doublings)
 
 
 def exclusion(policy: Policy, work: Work, now: int, c: Candidate) -> Exclusion | None:
@@ -133,7 +134,7 @@ def is_busy(policy: Policy, c: Candidate) -> bool:
 
 
 def _in_line(c: Candidate) -> Key:
-    """The fairness order proper: never assigned first, then the longest in line, then the longest not asked, then id."""
+    """The fairness order proper: never assigned, then the longest in line, then the longest not asked, then id."""
     return (
         0 if c.queue_at is None else 1,
         c.queue_at or 0,

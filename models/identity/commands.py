@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -35,7 +36,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """What a driver's account has beyond others'."""
 
-    skills: list[str] = []
+    skills: Sequence[str] = ()
     vehicle_type: str | None = None
     service_radius_km: float | None = None
 
@@ -217,7 +218,7 @@ async def _which_is_taken(session: Session, email: str | None) -> EmailTaken | P
 async def _create_driver(session: Session, user_id: UUID, organization_id: UUID, profile: Profile) -> None:
     driver_id = new_id()
     reference = await next_reference(session, organization_id, "DR")
-    values: dict[str, Any] = {"skills": profile.skills, "vehicle_type": profile.vehicle_type}
+    values: dict[str, Any] = {"skills": list(profile.skills), "vehicle_type": profile.vehicle_type}
     if profile.service_radius_km is not None:
         values["service_radius_km"] = profile.service_radius_km
     await session.run(

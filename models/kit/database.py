@@ -89,9 +89,7 @@ class Session:
 class Database:
     """The pool. `listeners[topic]` are called after a commit that raised the topic; they must not block."""
 
-    def __init__(
-        self, url: str, *, pool_size: int = 16, name: str = "fairlead", messages_enabled: bool = True
-    ) -> None:
+    def __init__(self, url: str, *, pool_size: int = 16, name: str = "fairlead", messages_enabled: bool = True) -> None:
         self.messages_enabled = messages_enabled
         self.engine: AsyncEngine = create_async_engine(
             url,

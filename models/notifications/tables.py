@@ -7,7 +7,6 @@ from sqlalchemy import Column, Index, Integer, PrimaryKeyConstraint, Table, Text
 from models.kit.base import Json, Timestamp, metadata, status_column, tenant_column
 from models.notifications.rules import Channel, NotificationStatus
 
-
 notifications = Table(
     "notifications",
     metadata,

@@ -150,9 +150,7 @@ async def accept(session: Session, offer_id: UUID, driver_id: UUID) -> None:
     work_order = await lock_work_order_of_offer(session, offer_id, driver_id)
     offer = await _locked_offer(session, offer_id, driver_id)
     if offer.status != OfferStatus.PENDING:
-        refusal = refusal_of_late_answer(
-            OfferStatus(offer.status), _reason(offer), answer=OfferStatus.ACCEPTED
-        )
+        refusal = refusal_of_late_answer(OfferStatus(offer.status), _reason(offer), answer=OfferStatus.ACCEPTED)
         if refusal is None:
             return
         raise refusal
@@ -161,9 +159,7 @@ async def accept(session: Session, offer_id: UUID, driver_id: UUID) -> None:
     policy = await policy_by_id(session, offer.policy_id)
     if offer.active_count >= policy.most_held:
         raise DriverBusy
-    await session.run(
-        _WIN, {"offer_id": offer_id, "work_order_id": work_order.id, "at": offer.now}
-    )
+    await session.run(_WIN, {"offer_id": offer_id, "work_order_id": work_order.id, "at": offer.now})
     record(
         session, "OFFER_ACCEPTED", organization_id=work_order.organization_id, entity_type="offer", entity_id=offer_id,
         work_order_id=work_order.id,
@@ -173,9 +169,7 @@ async def accept(session: Session, offer_id: UUID, driver_id: UUID) -> None:
     )
     if offer.holds_other_offers:
         # Those work orders close their offers themselves: touching them here would take a second work order's lock.
-        for other in await session.rows(
-            _OTHER_WORK_ORDERS, {"driver_id": driver_id, "work_order_id": work_order.id}
-        ):
+        for other in await session.rows(_OTHER_WORK_ORDERS, {"driver_id": driver_id, "work_order_id": work_order.id}):
             raise_wake(session, other.work_order_id, other.organization_id, Wake.DRIVER_AVAILABLE)
     raise_wake(session, work_order.id, work_order.organization_id, Wake.ACCEPTED)
 
@@ -240,9 +234,7 @@ async def reject(session: Session, offer_id: UUID, driver_id: UUID, reject_reaso
     work_order = await lock_work_order_of_offer(session, offer_id, driver_id)
     offer = await _locked_offer(session, offer_id, driver_id)
     if offer.status != OfferStatus.PENDING:
-        refusal = refusal_of_late_answer(
-            OfferStatus(offer.status), _reason(offer), answer=OfferStatus.REJECTED
-        )
+        refusal = refusal_of_late_answer(OfferStatus(offer.status), _reason(offer), answer=OfferStatus.REJECTED)
         if refusal is None:
             return
         raise refusal
@@ -277,9 +269,7 @@ def _reason(offer: Row[Any]) -> OfferReason | None:
 async def close_pending(session: Session, work_order: Row[Any], reason: OfferReason, *, at: datetime) -> bool:
     """Close every pending offer of the locked work order. True when an exclusive one was among them: its driver is
     free for other work."""
-    closed = await session.rows(
-        _CLOSE_PENDING, {"work_order_id": work_order.id, "reason": reason.value, "at": at}
-    )
+    closed = await session.rows(_CLOSE_PENDING, {"work_order_id": work_order.id, "reason": reason.value, "at": at})
     exclusive = [row for row in closed if row.exclusive]
     await touch_drivers(session, [row.driver_id for row in exclusive])
     for row in closed:

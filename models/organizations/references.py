@@ -12,7 +12,8 @@ BLOCK = 50
 FIRST = 1001
 
 _TAKE_BLOCK = text("""
-INSERT INTO reference_counters (organization_id, prefix, next_number) VALUES (:organization_id, :prefix, CAST(:first AS bigint) + CAST(:block AS bigint))
+INSERT INTO reference_counters (organization_id, prefix, next_number)
+VALUES (:organization_id, :prefix, CAST(:first AS bigint) + CAST(:block AS bigint))
 ON CONFLICT (organization_id, prefix) DO UPDATE SET next_number = reference_counters.next_number + :block
 RETURNING next_number - :block
 """)

@@ -65,8 +65,11 @@ async def replace_policy(
             created_by_user_id=session.actor.user_id,
         )
     )
-    changed = {name: [current.settings.get(name), value] for name, value in settings.items()
-               if current.settings.get(name) != value}
+    changed = {
+        name: [current.settings.get(name), value]
+        for name, value in settings.items()
+        if current.settings.get(name) != value
+    }
     record(
         session,
         "DISPATCH_POLICY_CHANGED",

@@ -18,7 +18,9 @@ from models.work.rules import WorkKind
 
 _decoded: dict[UUID, Policy] = {}
 
-_CURRENT = text("SELECT id, kind, settings FROM dispatch_policies WHERE organization_id = :organization_id AND is_current")
+_CURRENT = text(
+    "SELECT id, kind, settings FROM dispatch_policies WHERE organization_id = :organization_id AND is_current"
+)
 _BY_ID = text("SELECT settings FROM dispatch_policies WHERE id = :id")
 
 
@@ -56,7 +58,8 @@ async def policy_by_id(session: Session, policy_id: UUID) -> Policy:
 
 def _plain(settings: Any) -> dict[str, Any]:
     # A textual statement gives jsonb as its text, a typed one as objects.
-    return msgspec.json.decode(settings) if isinstance(settings, str | bytes) else settings
+    plain: dict[str, Any] = msgspec.json.decode(settings) if isinstance(settings, str | bytes) else settings
+    return plain
 
 
 async def list_current(session: Session, scope: Scope) -> list[Row[Any]]:

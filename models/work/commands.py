@@ -38,7 +38,6 @@ from models.work.rules import (
     WorkOrderCancelled,
     WorkOrderNotWaiting,
     WorkOrderStatus,
-    allowed,
     check_transition,
 )
 from models.work.wakes import Wake, raise_wake, wake_head
@@ -88,9 +87,7 @@ async def cancel(session: Session, work_order_id: UUID, reason: str | None) -> N
         details={"reason": reason}, match_from=None, cancellation_reason=reason,
     )  # fmt: skip
     if status in HELD:
-        driver_id = await end_assignment(
-            session, work_order, EndedBy.CANCELLED, at=at, restore=status is S.ASSIGNED
-        )
+        driver_id = await end_assignment(session, work_order, EndedBy.CANCELLED, at=at, restore=status is S.ASSIGNED)
         await notify_driver(session, Event.CANCELLED, work_order, driver_id, at=at)
     elif freed:
         await wake_head(session, work_order.organization_id)
@@ -153,13 +150,7 @@ async def report_status(
     if work_order.status == S.CANCELLED:
         raise WorkOrderCancelled
     if status not in DRIVER_REPORTS:
-        raise IllegalTransition(
-            **{
-                "from": work_order.status,
-                "to": status.value,
-                "allowed": [s.value for s in allowed(WorkKind(work_order.kind), S(work_order.status))],
-            }
-        )
+        raise IllegalTransition(WorkKind(work_order.kind), S(work_order.status), status)
     if status is S.COMPLETED:
         await _complete(
             session, work_order, notes=notes, completion_photo_key=completion_photo_key, lat=lat, lng=lng,
@@ -245,7 +236,9 @@ async def assign_driver(
     check_transition(WorkKind(work_order.kind), S(work_order.status), S.ASSIGNED)
     at = work_order.now
     await close_pending(session, work_order, OfferReason.SUPERSEDED, at=at)
-    offer_id = await name_driver(session, work_order, driver_id, OfferMode.FORCE if mode == "force" else OfferMode.MANUAL)
+    offer_id = await name_driver(
+        session, work_order, driver_id, OfferMode.FORCE if mode == "force" else OfferMode.MANUAL
+    )
     record(
         session, "WORK_ORDER_DRIVER_NAMED", organization_id=work_order.organization_id, entity_type="work_order",
         entity_id=work_order.id, driver_id=driver_id, mode=mode, offer_id=offer_id,
@@ -271,8 +264,11 @@ async def name_driver(session: Session, work_order: Row[Any], driver_id: UUID, m
     driver = await lock_driver(session, driver_id)
     at = driver.now
     is_route = work_order.kind == WorkKind.ROUTE
-    if is_due(current.policy, work_order.scheduled_for, at) and driver.active_count >= current.policy.most_held \
-            and not (is_route and mode is OfferMode.MANUAL):
+    if (
+        is_due(current.policy, work_order.scheduled_for, at)
+        and driver.active_count >= current.policy.most_held
+        and not (is_route and mode is OfferMode.MANUAL)
+    ):
         raise DriverBusy
     exclusive = mode is OfferMode.MANUAL and not is_route
     if exclusive:
@@ -295,7 +291,14 @@ async def name_driver(session: Session, work_order: Row[Any], driver_id: UUID, m
     )  # fmt: skip
     if mode is OfferMode.FORCE:
         await assign(
-            session, work_order, driver_id, offer_id=offer_id, policy=current.policy, at=at, offered_at=at, round_=round_
+            session,
+            work_order,
+            driver_id,
+            offer_id=offer_id,
+            policy=current.policy,
+            at=at,
+            offered_at=at,
+            round_=round_,
         )
         await notify_driver(session, Event.ASSIGNED, work_order, driver_id, at=at, offer_id=offer_id)
     else:
@@ -329,7 +332,7 @@ async def change_details(
         raise PreconditionFailed(version=work_order.version)
     status = S(work_order.status)
     if status is not S.PENDING and status not in HELD:
-        raise IllegalTransition(**{"from": status.value, "to": status.value, "allowed": []})
+        raise IllegalTransition(WorkKind(work_order.kind), status, status)
     if not values:
         return
     sets = ", ".join(f"{name} = :{name}" for name in sorted(values))
@@ -359,4 +362,3 @@ async def change_details(
                     {"id": work_order.id, "starts": starts, "automatic": not work_order.manual},
                 )
         raise_wake(session, work_order.id, work_order.organization_id, Wake.STATUS_CHANGED, due_at=due_at)
-

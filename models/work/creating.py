@@ -148,9 +148,7 @@ async def create_route(
     return work_order_id
 
 
-async def _create(
-    session: Session, organization_id: UUID, kind: WorkKind, work: NewWork
-) -> tuple[UUID, datetime]:
+async def _create(session: Session, organization_id: UUID, kind: WorkKind, work: NewWork) -> tuple[UUID, datetime]:
     now: datetime = await session.value(_NOW)
     policies = await current_policies(session, organization_id)
     if kind not in policies:
@@ -204,8 +202,6 @@ async def _side(session: Session, table: Any, work_order_id: UUID, organization_
     await session.run(insert(table), {"work_order_id": work_order_id, "organization_id": organization_id, **values})
 
 
-async def _must_belong(
-    session: Session, statement: Any, organization_id: UUID, reference_id: UUID, field: str
-) -> None:
+async def _must_belong(session: Session, statement: Any, organization_id: UUID, reference_id: UUID, field: str) -> None:
     if not await session.value(statement, {"id": reference_id, "organization_id": organization_id}):
         raise ValidationFailed({field: ["does not exist in this organization"]})

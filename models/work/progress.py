@@ -42,7 +42,8 @@ SELECT w.id::text, w.organization_id::text, w.kind, w.reference, w.status, clock
             o.offered_at, o.expires_at, o.responded_at, d.duty, d.active_count
         FROM offers o JOIN driver_profiles f ON f.id = o.driver_id JOIN driver_dispatch d ON d.driver_id = o.driver_id
         WHERE o.work_order_id = w.id
-            AND (o.status = 'pending' OR o.sequence > (SELECT max(sequence) - 20 FROM offers WHERE work_order_id = w.id))
+            AND (o.status = 'pending'
+                OR o.sequence > (SELECT max(sequence) - 20 FROM offers WHERE work_order_id = w.id))
     ) o) AS offers
 FROM work_orders w WHERE w.id = :id
 """)
@@ -55,7 +56,7 @@ async def look(session: Session, work_order_id: UUID) -> tuple[WorkView, Policy]
     row = await session.row(_LOOK, {"id": work_order_id})
     if row is None:
         return None
-    values = dict(row._mapping)
+    values = row._asdict()
     policy = await policy_by_id(session, values.pop("policy_id"))
     values["kind"], values["status"] = row.kind, row.status
     values["offers"] = _decode_offers(row.offers)
@@ -144,12 +145,11 @@ async def _close_offers(session: Session, work_order: Row[Any], view: WorkView, 
 async def _back_in_line(session: Session, work_order: Row[Any], view: WorkView, policy: Policy) -> None:
     """No offer is out: the lane may serve it again, at once or, when a whole broadcast failed, in the next round."""
     if view.broadcast_until is not None and not policy.auto_assign:
-        match_from, next_round_at = None, view.now + timedelta(seconds=policy.recheck_s)
+        match_from: datetime | None = None
+        next_round_at: datetime | None = view.now + timedelta(seconds=policy.recheck_s)
     else:
         match_from, next_round_at = view.match_from or view.now, view.next_round_at
-    await session.run(
-        _BACK_IN_LINE, {"id": work_order.id, "match_from": match_from, "next_round_at": next_round_at}
-    )
+    await session.run(_BACK_IN_LINE, {"id": work_order.id, "match_from": match_from, "next_round_at": next_round_at})
 
 
 async def _remind(session: Session, work_order: Row[Any], offer: OfferView, policy: Policy, at: datetime) -> bool:
@@ -177,16 +177,12 @@ async def _lapse(session: Session, work_order: Row[Any], offer: OfferView, polic
             entity_id=driver_id,
             **{"from": Duty.ON.value, "to": Duty.OFF.value, "reason": "timeout", "offer_id": offer.id},
         )  # fmt: skip
-        await notify_driver(
-            session, Event.MADE_UNAVAILABLE, work_order, driver_id, at=at, offer_id=UUID(offer.id)
-        )
+        await notify_driver(session, Event.MADE_UNAVAILABLE, work_order, driver_id, at=at, offer_id=UUID(offer.id))
     if policy.on_timeout is OnTimeout.REMIND:
         await _tell_dispatchers(session, work_order, Event.NOBODY_ELIGIBLE, at, key=offer.id)
 
 
-async def _expire(
-    session: Session, work_order: Row[Any], offer: OfferView, reason: OfferReason, at: datetime
-) -> None:
+async def _expire(session: Session, work_order: Row[Any], offer: OfferView, reason: OfferReason, at: datetime) -> None:
     await session.run(_EXPIRE, {"id": UUID(offer.id), "reason": reason.value, "at": at})
     record(
         session, "OFFER_EXPIRED", organization_id=work_order.organization_id, entity_type="offer",

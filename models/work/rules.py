@@ -65,7 +65,18 @@ DRIVER_REPORTS = (S.EN_ROUTE, S.ARRIVED, S.IN_PROGRESS, S.COMPLETED)
 
 
 class IllegalTransition(Refusal):
+    """`details`: `{from, to, allowed}`."""
+
     message = "This work order cannot go there from its present state"
+
+    def __init__(self, kind: WorkKind, current: WorkOrderStatus, target: WorkOrderStatus) -> None:
+        super().__init__()
+        # `from` is no keyword argument's name.
+        self.details = {
+            "from": current.value,
+            "to": target.value,
+            "allowed": [status.value for status in allowed(kind, current)],
+        }
 
 
 class WorkOrderCancelled(Refusal):
@@ -83,6 +94,5 @@ def allowed(kind: WorkKind, current: WorkOrderStatus) -> tuple[WorkOrderStatus, 
 
 def check_transition(kind: WorkKind, current: WorkOrderStatus, target: WorkOrderStatus) -> None:
     """Raise IllegalTransition with `{from, to, allowed}` unless the table has the step."""
-    options = allowed(kind, current)
-    if target not in options:
-        raise IllegalTransition(**{"from": current.value, "to": target.value, "allowed": [s.value for s in options]})
+    if target not in allowed(kind, current):
+        raise IllegalTransition(kind, current, target)

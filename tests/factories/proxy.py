@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from types import TracebackType
+from typing import Self
 from urllib.parse import urlsplit
 
 
@@ -20,7 +21,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._port = 0
 
-    async def __aenter__(self) -> Proxy:
+    async def __aenter__(self) -> Self:
         await self.resume()
         return self
 

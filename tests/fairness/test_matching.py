@@ -51,7 +51,9 @@ async def test_ten_simultaneous_creations_zip_with_ten_drivers_in_order(world: W
     drivers = await world.line(12)
     works = list(await asyncio.gather(*(world.enrollment() for _ in range(10))))
     await asyncio.gather(*(world.advance(work) for work in works))
-    in_line = [row.id for row in await world.all("SELECT id FROM work_orders ORDER BY priority DESC, waiting_since, id")]
+    in_line = [
+        row.id for row in await world.all("SELECT id FROM work_orders ORDER BY priority DESC, waiting_since, id")
+    ]
     assert [(await world.pending(work)).driver_id for work in in_line] == [d.driver_id for d in drivers[:10]]
     assert await decisions_replay(world) == 10
 
@@ -71,8 +73,12 @@ async def test_the_lane_keeps_its_promise_over_200_racing_rounds(world: World) -
         assert [offered[work] for work in works] == order[:6], f"round {number}"
         async with world.database.transaction() as session:
             # Clear the round as cancellations do, without their cost, and keep everybody's place in line.
-            await session.run(text("UPDATE offers SET status = 'expired', reason = 'cancelled', "
-                                   "responded_at = clock_timestamp() WHERE status = 'pending'"))
+            await session.run(
+                text(
+                    "UPDATE offers SET status = 'expired', reason = 'cancelled', "
+                    "responded_at = clock_timestamp() WHERE status = 'pending'"
+                )
+            )
             await session.run(text("UPDATE work_orders SET status = 'cancelled' WHERE status = 'pending'"))
             await session.run(text("UPDATE driver_dispatch SET last_offered_at = NULL"))
 
@@ -98,8 +104,10 @@ async def test_busy_drivers_are_asked_only_when_nobody_is_free(world: World) -> 
     first = await world.enrollment()
     await world.advance(first)
     await world.accept((await world.pending(first)).id, longest)
-    await world.one("UPDATE driver_dispatch SET queue_at = now() - interval '9 days' WHERE driver_id = :id RETURNING 1",
-                    id=longest.driver_id)
+    await world.one(
+        "UPDATE driver_dispatch SET queue_at = now() - interval '9 days' WHERE driver_id = :id RETURNING 1",
+        id=longest.driver_id,
+    )
     second = await world.enrollment()
     await world.advance(second)
     assert (await world.pending(second)).driver_id == other.driver_id, "free before busy, whatever the line says"
@@ -164,11 +172,13 @@ async def test_ten_thousand_waiting_work_orders_cost_nothing(world: World) -> No
     first = await world.enrollment()
     await world.advance(first)
     async with world.database.transaction() as session:
-        await session.run(text("""
+        await session.run(
+            text("""
             INSERT INTO work_orders (organization_id, kind, reference, source, policy_id, waiting_since, match_from,
                 escalate_from, required_skills)
             SELECT organization_id, kind, 'EN-W' || n, source, policy_id, waiting_since + n * interval '1 ms', match_from,
-                escalate_from, '{crane}' FROM work_orders, generate_series(1, 10000) n"""))
+                escalate_from, '{crane}' FROM work_orders, generate_series(1, 10000) n""")
+        )
         await session.run(text("ANALYZE work_orders"))
     async with world.database.transaction() as session:
         plan = await session.rows(text("SELECT pg_stat_reset()"))

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from api.users import StatusToFind, StatusToSet
 from models.audit.tables import audit_log
@@ -227,8 +227,6 @@ async def test_staff_set_a_drivers_status(client: httpx.AsyncClient, people: Peo
 async def test_a_page_of_people_costs_two_queries(
     client: httpx.AsyncClient, people: People, database: Database
 ) -> None:
-    from sqlalchemy import event
-
     organization = await people.organization()
     dispatcher = await people.person("dispatcher", organization)
     for _ in range(5):

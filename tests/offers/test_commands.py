@@ -158,7 +158,10 @@ async def test_accept_racing_expiry_has_one_outcome(world: World) -> None:
         work = await world.enrollment()
         await world.advance(work)
         offer = await world.pending(work)
-        await world.all("UPDATE offers SET expires_at = clock_timestamp() + interval '30 ms' WHERE id = :id RETURNING 1", id=offer.id)
+        await world.all(
+            "UPDATE offers SET expires_at = clock_timestamp() + interval '30 ms' WHERE id = :id RETURNING 1",
+            id=offer.id,
+        )
         await asyncio.sleep(0.025)
         answer, _ = await asyncio.gather(world.accept(offer.id, driver), world.advance(work), return_exceptions=True)
         await world.advance(work)
