@@ -10,10 +10,11 @@ import msgspec
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from models.fairness.matching import LaneBusy, match_next
+from models.fairness.matching import LaneBusy, match_next, still_waits
 from models.kit.database import Actor, Database
 from models.kit.errors import NotFound, Refusal
 from models.offers.rules import OfferMode, OfferStatus
+from models.policies.rules import Policy
 from models.work.commands import assign_driver, cancel, reoffer, unassign
 from models.work.progress import look, settle
 from models.work.rules import ENDED, WorkOrderStatus
@@ -64,8 +65,7 @@ class DispatchActivities:
     async def advance(self, ref: WorkOrderRef) -> Step:
         """Settle what is due, match in the lane, and say what to wait for."""
         work_order_id = UUID(ref.work_order_id)
-        async with self.database.transaction(WORKFLOW) as session:
-            seen = await look(session, work_order_id)
+        seen = await self._look(work_order_id)
         if seen is None:
             return Step(status="gone", waits_for="nothing: the work order does not exist", ended=True)
         view, policy = seen
@@ -75,26 +75,30 @@ class DispatchActivities:
         if due - {Due.MATCH}:
             async with self.database.transaction(WORKFLOW) as session:
                 await settle(session, work_order_id)
-        await self._match(UUID(view.organization_id), work_order_id)
-        async with self.database.transaction(WORKFLOW) as session:
-            seen = await look(session, work_order_id)
+        if view.status is WorkOrderStatus.PENDING:
+            await self._match(UUID(view.organization_id), work_order_id)
+        seen = await self._look(work_order_id)
         assert seen is not None
         view, policy = seen
         return step_of(view, next_due(view, policy))
+
+    async def _look(self, work_order_id: UUID) -> tuple[WorkView, Policy] | None:
+        async with self.database.reading() as session:
+            return await look(session, work_order_id)
 
     async def _match(self, organization_id: UUID, work_order_id: UUID) -> None:
         """Serve the lane, a pair a transaction, until this work order has its offer or nothing matches."""
         while True:
             try:
                 async with self.database.transaction(WORKFLOW) as session:
-                    seen = await look(session, work_order_id)
-                    if seen is None or Due.MATCH not in due_now(*seen):
-                        return
                     matched = await match_next(session, organization_id, own=work_order_id)
             except LaneBusy:
                 continue
             if matched is None or matched.work_order_id == work_order_id:
                 return
+            async with self.database.reading() as session:
+                if not await still_waits(session, work_order_id):
+                    return
 
     @activity.defn
     async def act_for_ops(self, request: OpsAction) -> None:

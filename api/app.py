@@ -18,15 +18,24 @@ from litestar.types import ControllerRouterHandler, Message, Scope
 from api.audit import AuditController
 from api.auth import AuthController, permissions
 from api.bodies import MAX_BODY_BYTES, JsonRequest
+from api.dashboard import dashboard, fairness_report
 from api.dependencies import DEPENDENCIES
 from api.dev import dev_outbox
 from api.docs import DocsDocument, DocsPage, docs_router, openapi_file
+from api.drivers import DriverController, OwnDriverController
+from api.enrollments import EnrollmentController
 from api.errors import answer
 from api.guards import Authentication, check_permission, check_routes
 from api.health import health, health_v1, ready
+from api.jobs import JobController
 from api.logs import configure_logging, log_access, request_id_of
+from api.offers import OfferController, orders_feed
 from api.openapi import openapi_config
+from api.orders import OrderController
+from api.policies import PolicyController
+from api.routes import RouteController
 from api.users import UserController
+from api.work_orders import WorkOrderController
 from models.identity.tokens import AccessTokens
 from models.kit.database import Database
 from models.kit.settings import Settings, load_settings
@@ -42,6 +51,18 @@ V1: Final[list[ControllerRouterHandler]] = [
     permissions,
     UserController,
     AuditController,
+    WorkOrderController,
+    EnrollmentController,
+    JobController,
+    OrderController,
+    RouteController,
+    OfferController,
+    orders_feed,
+    OwnDriverController,
+    DriverController,
+    PolicyController,
+    dashboard,
+    fairness_report,
 ]
 
 

@@ -167,7 +167,7 @@ class OfferController(Controller):
         """All or nothing, in one transaction. Repeating one's own accept gives the same answer again."""
         driver_id = own_driver(caller)
         await accept(session, offer_id, driver_id)
-        return offer_of(await queries.own_offer(session, offer_id, driver_id))
+        return await _as_it_now_is(session, offer_id, driver_id)
 
     @post(
         "/{offer_id:uuid}/reject",
@@ -187,7 +187,7 @@ class OfferController(Controller):
         """The work goes to the next driver. A third rejection in a row costs the place in line."""
         driver_id = own_driver(caller)
         await reject(session, offer_id, driver_id, data.reason if data else None)
-        return offer_of(await queries.own_offer(session, offer_id, driver_id))
+        return await _as_it_now_is(session, offer_id, driver_id)
 
 
 @get(
@@ -226,6 +226,12 @@ def offer_of(row: Row[Any]) -> Offer:
         responded_at=row.responded_at,
         reject_reason=row.reject_reason,
     )
+
+
+async def _as_it_now_is(session: Session, offer_id: UUID, driver_id: UUID) -> Offer:
+    # Written in one go, wakes included, instead of once for this read and once more at the commit.
+    await session.flush()
+    return offer_of(await queries.own_offer(session, offer_id, driver_id))
 
 
 def own_driver(caller: Caller) -> UUID:

@@ -69,7 +69,7 @@ class WakeRelay:
                 delay = min(delay * 2, 5)
 
     async def _wait(self, timeout: float) -> None:
-        async with self.database.transaction() as session:
+        async with self.database.reading() as session:
             due_in = await seconds_to_next(session)
         if due_in is not None:
             timeout = min(timeout, max(due_in, 0.0))
@@ -79,7 +79,7 @@ class WakeRelay:
     async def relay_once(self) -> bool:
         """Send one batch. True when there may be more to send at once."""
         self._owed.clear()
-        async with self.database.transaction() as session:
+        async with self.database.reading() as session:
             due = await lease_wakes(session, limit=BATCH, lease_s=LEASE_S)
         if not due:
             return False
@@ -87,7 +87,7 @@ class WakeRelay:
         outcomes = await asyncio.gather(*(self._send(row) for row in due))
         sent = [(row.work_order_id, row.seq) for row, ok in zip(due, outcomes, strict=True) if ok]
         unsent = [row.work_order_id for row, ok in zip(due, outcomes, strict=True) if not ok]
-        async with self.database.transaction() as session:
+        async with self.database.reading() as session:
             if sent:
                 await record_sent(session, sent)
             if unsent:

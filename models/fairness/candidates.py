@@ -6,17 +6,17 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.engine import Row
 
 from models.fairness.rules import Candidate, Work
 from models.kit.database import Session
+from models.kit.sql import Sql
 from models.policies.queries import CurrentPolicy, current_policies
 from models.work.rules import WorkKind
 
 # Narrows, never decides: the pure rule ranks what is found here. Without a driver who could take anything at all, it
 # ends before it looks at a single work order, so ten thousand that wait cost nothing.
-_FIRST_SERVABLE = text("""
+_FIRST_SERVABLE = Sql("""
 WITH policy AS MATERIALIZED (
     SELECT * FROM unnest(CAST(:kinds AS text[]), CAST(:most_held AS int[]), CAST(:busy_fallback AS bool[]),
         CAST(:reject_memory AS bool[]), CAST(:seen_within_s AS int[]), CAST(:radius_m AS float8[]))
@@ -59,24 +59,26 @@ LIMIT 1
 """)
 
 # Every driver on duty, with all that the rule reads. `history`: what this work order already went through with them.
-_CANDIDATES = text("""
+_CANDIDATES = Sql("""
 WITH history AS (
     SELECT o.driver_id,
         bool_or(o.round = :round AND (NOT :broadcast_is_out OR o.status = 'rejected')
-            OR o.round = :round - 1 AND a.ended_by = 'unassigned') AS already_offered,
+            OR o.round = :round - 1 AND a.ended_by IN ('unassigned', 'handed_back')) AS already_offered,
         bool_or(o.status = 'rejected' OR a.ended_by = 'handed_back') AS rejected,
         count(*) FILTER (WHERE o.reason = 'timeout') AS lapses,
         max(o.responded_at) FILTER (WHERE o.reason = 'timeout') AS lapsed_at
     FROM offers o LEFT JOIN assignments a ON a.offer_id = o.id
     WHERE o.work_order_id = :work_order_id GROUP BY o.driver_id
 )
-SELECT d.driver_id, f.user_id, d.state_version,
-    (extract(epoch FROM d.queue_at) * 1000000)::bigint AS queue_at,
-    (extract(epoch FROM d.last_offered_at) * 1000000)::bigint AS last_offered_at,
+SELECT d.driver_id, f.user_id, d.state_version, d.queue_at,
+    (SELECT coalesce(max(sequence), 0) + 1 FROM offers WHERE work_order_id = :work_order_id) AS next_sequence,
+    (SELECT expires_at FROM orders WHERE work_order_id = :work_order_id) AS latest_expiry,
+    (extract(epoch FROM d.queue_at) * 1000000)::bigint AS queued_us,
+    (extract(epoch FROM d.last_offered_at) * 1000000)::bigint AS last_offered_us,
     d.active_count, d.staff_busy,
     EXISTS (SELECT FROM offers o WHERE o.driver_id = d.driver_id AND o.status = 'pending' AND o.exclusive) AS has_offer,
     CASE WHEN CAST(:skills AS text[]) = '{}' THEN '{}'
-        ELSE ARRAY(SELECT s FROM unnest(f.skills) s WHERE s = ANY(CAST(:skills AS text[])) ORDER BY s) END AS skills,
+        ELSE ARRAY(SELECT DISTINCT s FROM unnest(f.skills) s WHERE s = ANY(CAST(:skills AS text[])) ORDER BY s) END AS skills,
     f.vehicle_type,
     coalesce(h.already_offered, false) AS already_offered, coalesce(h.rejected, false) AS rejected,
     coalesce(h.lapses, 0) AS lapses, (extract(epoch FROM h.lapsed_at) * 1000000)::bigint AS lapsed_at,
@@ -140,7 +142,7 @@ async def read_candidates(session: Session, work_order: Row[Any]) -> list[Row[An
 
 def candidate_of(row: Row[Any]) -> Candidate:
     return Candidate(
-        str(row.driver_id), row.queue_at, row.last_offered_at, row.active_count, row.staff_busy, row.has_offer,
+        str(row.driver_id), row.queued_us, row.last_offered_us, row.active_count, row.staff_busy, row.has_offer,
         tuple(row.skills), row.vehicle_type, row.already_offered, row.rejected, row.lapses, row.lapsed_at,
         row.seen_at, row.distance_m, row.service_radius_m,
     )  # fmt: skip

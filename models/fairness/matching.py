@@ -12,7 +12,6 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import insert, text
 from sqlalchemy.engine import Row
 
 from models.audit.commands import record
@@ -23,9 +22,10 @@ from models.fairness.rules import RULE_VERSION, Candidate, Choice, Exclusion, Wo
 from models.fairness.tables import decisions
 from models.kit.database import Session
 from models.kit.ids import new_id
+from models.kit.sql import Sql
 from models.notifications.commands import notify
 from models.notifications.rules import Event
-from models.offers.commands import assign, close_pending, insert_offers, next_sequence, notify_driver, offer_row
+from models.offers.commands import assign, close_pending, insert_offers, notify_driver, offer_row
 from models.offers.rules import OfferMode, OfferReason
 from models.policies.queries import CurrentPolicy, current_policies
 from models.policies.rules import Mode
@@ -33,43 +33,37 @@ from models.work.locking import lock_work_order
 from models.work.rules import WorkKind
 from models.work.wakes import Wake, raise_wake
 
-_LOCK_LANE = text("""
+_LOCK_LANE = Sql("""
 WITH lane AS MATERIALIZED (
     SELECT last_number, last_hash FROM dispatch_lanes WHERE organization_id = :organization_id FOR NO KEY UPDATE
 )
 SELECT lane.*, clock_timestamp() AS now FROM lane
 """)
 
-_DRIVERS = text("SELECT driver_id, queue_at FROM driver_dispatch WHERE driver_id = ANY(:driver_ids)")
-
-_ASKED = text("""
+_ASKED = Sql("""
 UPDATE driver_dispatch SET last_offered_at = :at, state_version = state_version + 1 WHERE driver_id = :driver_id
 """)
 
-_OFFERED = text("""
+_OFFERED = Sql("""
 UPDATE work_orders SET match_from = :match_from, broadcast_until = :broadcast_until, next_round_at = NULL,
     nobody_reasons = NULL, policy_id = :policy_id, offered_at = coalesce(offered_at, :at), updated_at = :at
 WHERE id = :id
 """)
 
-_NOBODY = text("""
+_NOBODY = Sql("""
 UPDATE work_orders SET nobody_reasons = :reasons,
     next_round_at = CASE WHEN CAST(:next_round_at AS timestamptz) IS NULL THEN NULL
         ELSE coalesce(next_round_at, :next_round_at) END
 WHERE id = :id
 """)
 
-_COUNT = text(
+_COUNT = Sql(
     "UPDATE dispatch_lanes SET last_number = :number, last_hash = :hash WHERE organization_id = :organization_id"
 )
 
-_STILL_WAITING = text(
+_STILL_WAITING = Sql(
     "SELECT match_from IS NOT NULL AND match_from <= clock_timestamp() FROM work_orders WHERE id = :id"
 )
-
-_ORDER_EXPIRY = text("SELECT expires_at FROM orders WHERE work_order_id = :id")
-
-_POLICY_VERSION = text("SELECT version FROM dispatch_policies WHERE id = :id")
 
 #: How often a driver chosen a moment ago may have moved on before the lane is given up for another try.
 RERANKS = 8
@@ -99,9 +93,34 @@ async def match_next(session: Session, organization_id: UUID, *, own: UUID) -> M
         if await _serve(session, lane, head, policies, own=own):
             return Matched(head)
         passed.append(head)
-    if await session.value(_STILL_WAITING, {"id": own}):
+    if await still_waits(session, own):
         await _serve(session, lane, own, policies, own=own, record_nobody=True)
     return None
+
+
+async def still_waits(session: Session, work_order_id: UUID) -> bool:
+    """May the lane serve this work order now?"""
+    return bool(await session.value(_STILL_WAITING, {"id": work_order_id}))
+
+
+class _Turn(msgspec.Struct, frozen=True):
+    """One look at one work order while the lane is held: what the choice is made from, and the choice."""
+
+    lane: Row[Any]
+    work_order: Row[Any]
+    current: CurrentPolicy
+    work: Work
+    #: Microseconds since 1970 UTC.
+    now: int
+    rows: list[Row[Any]]
+    candidates: list[Candidate]
+    choice: Choice
+
+    @property
+    def ranked(self) -> list[Row[Any]]:
+        """The eligible drivers' rows, best first."""
+        by_id = {str(row.driver_id): row for row in self.rows}
+        return [by_id[driver_id] for driver_id in self.choice.order]
 
 
 async def _serve(
@@ -119,24 +138,21 @@ async def _serve(
         return False
     current = policies[WorkKind(work_order.kind)]
     for _ in range(RERANKS):
-        rows = await read_candidates(session, work_order)
-        candidates = [candidate_of(row) for row in rows]
-        work = facts_of(work_order)
-        now = micros(work_order.now)
-        choice = choose(current.policy, work, now, candidates)
-        if not choice.order:
+        turn = await _look(session, lane, work_order, current)
+        if not turn.choice.order:
             if record_nobody:
-                await _record_nobody(session, lane, work_order, current, work, now, candidates, choice)
+                _record_nobody(session, turn)
             return False
         if current.policy.mode is Mode.BROADCAST and work_order.broadcast_until is None:
-            await _broadcast(session, lane, work_order, current, work, now, rows, candidates, choice)
+            _broadcast(session, turn)
             break
-        best = next(row for row in rows if str(row.driver_id) == choice.order[0])
+        best = turn.ranked[0]
         driver = await lock_driver(session, best.driver_id)
         if driver.state_version == best.state_version:
-            automatic = work_order.broadcast_until is not None
-            make = _auto_assign if automatic else _offer
-            await make(session, lane, work_order, current, work, now, driver, best.user_id, candidates, choice)
+            if work_order.broadcast_until is not None:
+                await _auto_assign(session, turn, driver)
+            else:
+                _offer(session, turn, driver)
             break
         # Somebody changed the driver while we waited for the lock. Their new state is committed: rank again.
     else:
@@ -146,62 +162,55 @@ async def _serve(
     return True
 
 
-async def _decide(
-    session: Session,
-    lane: Row[Any],
-    work_order: Row[Any],
-    current: CurrentPolicy,
-    work: Work,
-    now: int,
-    candidates: list[Candidate],
-    choice: Choice,
-    *,
-    action: str,
-    chosen: int,
-) -> UUID:
-    """Write decision number n of the lane, chained to n - 1."""
-    number = lane.last_number + 1
-    order, excluded = outcome(choice, candidates)
-    made = make_record(
-        Header(
-            number=number,
-            organization_id=str(work_order.organization_id),
-            rule_version=RULE_VERSION,
-            policy_id=str(current.id),
-            policy_version=await session.value(_POLICY_VERSION, {"id": current.id}),
-            policy=current.policy,
-            now=now,
-            work=work,
-            action=action,
-            chosen=chosen,
-            order=order,
-            excluded=excluded,
-        ),
-        candidates,
-        lane.last_hash,
+async def _look(session: Session, lane: Row[Any], work_order: Row[Any], current: CurrentPolicy) -> _Turn:
+    rows = await read_candidates(session, work_order)
+    candidates = [candidate_of(row) for row in rows]
+    work, now = facts_of(work_order), micros(work_order.now)
+    choice = choose(current.policy, work, now, candidates)
+    return _Turn(lane, work_order, current, work, now, rows, candidates, choice)
+
+
+def _decide(session: Session, turn: _Turn, *, action: str, chosen: int) -> UUID:
+    """Write decision number n of the lane, chained to n - 1. `chosen`: how many of the ranked get the offer."""
+    number = turn.lane.last_number + 1
+    organization_id = turn.work_order.organization_id
+    order, excluded = outcome(turn.choice, turn.candidates)
+    header = Header(
+        number=number,
+        organization_id=str(organization_id),
+        rule_version=RULE_VERSION,
+        policy_id=str(turn.current.id),
+        policy_version=turn.current.version,
+        policy=turn.current.policy,
+        now=turn.now,
+        work=turn.work,
+        action=action,
+        chosen=chosen,
+        order=order,
+        excluded=excluded,
     )
+    made = make_record(header, turn.candidates, turn.lane.last_hash)
     decision_id = new_id()
-    await session.run(
-        insert(decisions),
-        {
-            "id": decision_id,
-            "organization_id": work_order.organization_id,
-            "number": number,
-            "work_order_id": work_order.id,
-            "driver_id": UUID(choice.order[0]) if chosen else None,
-            "policy_id": current.id,
-            "rule_version": RULE_VERSION,
-            "decided_at": work_order.now,
-            "header": made.header,
-            "candidates": made.candidates,
-            "salts": made.salts,
-            "body_hash": made.body_hash,
-            "previous_hash": lane.last_hash,
-            "hash": made.hash,
-            "summary": summary_of(choice),
-        },
+    session.stage(
+        decisions,
+        id=decision_id,
+        organization_id=organization_id,
+        number=number,
+        work_order_id=turn.work_order.id,
+        driver_id=turn.ranked[0].driver_id if chosen else None,
+        policy_id=turn.current.id,
+        rule_version=RULE_VERSION,
+        decided_at=turn.work_order.now,
+        header=made.header,
+        candidates=made.candidates,
+        salts=made.salts,
+        body_hash=made.body_hash,
+        previous_hash=turn.lane.last_hash,
+        hash=made.hash,
+        summary=summary_of(turn.choice),
     )
-    await session.run(_COUNT, {"organization_id": work_order.organization_id, "number": number, "hash": made.hash})
+    counted = {"organization_id": organization_id, "number": number, "hash": made.hash}
+    session.write(_COUNT, counted, row=organization_id)
     return decision_id
 
 
@@ -213,131 +222,109 @@ def summary_of(choice: Choice) -> str:
     return ",".join(f"{reason.value}:{count}" for reason, count in reasons.items())
 
 
-async def _offer(
-    session: Session, lane: Row[Any], work_order: Row[Any], current: CurrentPolicy, work: Work, now: int,
-    driver: Row[Any], user_id: UUID, candidates: list[Candidate], choice: Choice,
-) -> None:  # fmt: skip
+def _offer(session: Session, turn: _Turn, driver: Row[Any]) -> None:
     """One driver, exclusively."""
-    decision_id = await _decide(
-        session, lane, work_order, current, work, now, candidates, choice, action="offer", chosen=1
-    )
-    at = driver.now
-    row = offer_row(
-        work_order, driver, policy_id=current.id, policy=current.policy, mode=OfferMode.SEQUENTIAL, exclusive=True,
-        round_=work_order.round, sequence=await next_sequence(session, work_order.id), at=at, decision_id=decision_id,
-        latest=await _expiry_of(session, work_order),
-    )  # fmt: skip
-    await insert_offers(session, [row])
-    await session.run(_ASKED, {"driver_id": driver.driver_id, "at": at})
-    await _note_offered(session, work_order, current, row, user_id, match_from=None, broadcast_until=None)
+    best = turn.ranked[0]
+    decision_id = _decide(session, turn, action="offer", chosen=1)
+    row = _row(turn, best, OfferMode.SEQUENTIAL, at=driver.now, decision_id=decision_id, round_=turn.work_order.round)
+    session.write(_ASKED, {"driver_id": driver.driver_id, "at": driver.now}, row=driver.driver_id)
+    _note_offered(session, turn, [row], [best.user_id], match_from=None, broadcast_until=None)
 
 
-async def _broadcast(
-    session: Session, lane: Row[Any], work_order: Row[Any], current: CurrentPolicy, work: Work, now: int,
-    rows: list[Row[Any]], candidates: list[Candidate], choice: Choice,
-) -> None:  # fmt: skip
+def _broadcast(session: Session, turn: _Turn) -> None:
     """The best-ranked drivers at once; the first accept wins. Nobody's place in line moves."""
-    policy = current.policy
-    chosen = choice.order[: policy.broadcast_limit]
-    decision_id = await _decide(
-        session, lane, work_order, current, work, now, candidates, choice, action="broadcast", chosen=len(chosen)
-    )
-    at = work_order.now
-    latest = await _expiry_of(session, work_order)
-    drivers = {str(d.driver_id): d for d in await session.rows(_DRIVERS, {"driver_ids": [UUID(i) for i in chosen]})}
-    users = {str(row.driver_id): row.user_id for row in rows}
-    sequence = await next_sequence(session, work_order.id)
-    made = [
-        offer_row(
-            work_order, drivers[driver_id], policy_id=current.id, policy=policy, mode=OfferMode.BROADCAST,
-            exclusive=False, round_=work_order.round, sequence=sequence + i, at=at, decision_id=decision_id,
-            latest=latest,
-        )
-        for i, driver_id in enumerate(chosen)
-    ]  # fmt: skip
-    await insert_offers(session, made)
+    policy, at = turn.current.policy, turn.work_order.now
+    chosen = turn.ranked[: policy.broadcast_limit]
+    decision_id = _decide(session, turn, action="broadcast", chosen=len(chosen))
+    rows = [
+        _row(turn, best, OfferMode.BROADCAST, at=at, decision_id=decision_id, round_=turn.work_order.round, after=i)
+        for i, best in enumerate(chosen)
+    ]
     until = at + timedelta(seconds=policy.broadcast_window_s)
-    for i, row in enumerate(made):
-        await _note_offered(
-            session, work_order, current, row, users[str(row["driver_id"])],
-            match_from=until if policy.auto_assign else None, broadcast_until=until, first=i == 0,
-        )  # fmt: skip
+    match_from = until if policy.auto_assign else None
+    users = [best.user_id for best in chosen]
+    _note_offered(session, turn, rows, users, match_from=match_from, broadcast_until=until)
 
 
-async def _auto_assign(
-    session: Session, lane: Row[Any], work_order: Row[Any], current: CurrentPolicy, work: Work, now: int,
-    driver: Row[Any], user_id: UUID, candidates: list[Candidate], choice: Choice,
-) -> None:  # fmt: skip
+async def _auto_assign(session: Session, turn: _Turn, driver: Row[Any]) -> None:
     """The broadcast's window ended untaken: the best-ranked driver is assigned, without being asked."""
-    decision_id = await _decide(
-        session, lane, work_order, current, work, now, candidates, choice, action="auto", chosen=1
-    )
-    at = driver.now
+    work_order, at = turn.work_order, driver.now
     await close_pending(session, work_order, OfferReason.SUPERSEDED, at=at)
+    decision_id = _decide(session, turn, action="auto", chosen=1)
     # The driver may have been asked in this round already, and an offer is made once a round.
     round_ = work_order.round + 1
-    row = offer_row(
-        work_order, driver, policy_id=current.id, policy=current.policy, mode=OfferMode.AUTO, exclusive=False,
-        round_=round_, sequence=await next_sequence(session, work_order.id), at=at, decision_id=decision_id,
-    ) | {"status": "accepted", "responded_at": at}  # fmt: skip
-    await insert_offers(session, [row])
-    record(
-        session, "OFFER_MADE", organization_id=work_order.organization_id, entity_type="offer", entity_id=row["id"],
-        work_order_id=work_order.id, driver_id=driver.driver_id, mode="auto", decision_number=lane.last_number + 1,
-    )  # fmt: skip
-    await assign(
-        session, work_order, driver.driver_id, offer_id=row["id"], policy=current.policy, at=at, offered_at=at,
+    row = _row(turn, turn.ranked[0], OfferMode.AUTO, at=at, decision_id=decision_id, round_=round_)
+    insert_offers(session, [row | {"status": "accepted", "responded_at": at}])
+    _record_made(session, work_order, row)
+    assign(
+        session, work_order, driver.driver_id, offer_id=row["id"], policy=turn.current.policy, at=at, offered_at=at,
         round_=round_,
     )  # fmt: skip
     await notify_driver(session, Event.ASSIGNED, work_order, driver.driver_id, at=at, offer_id=row["id"])
 
 
-async def _note_offered(
-    session: Session, work_order: Row[Any], current: CurrentPolicy, row: dict[str, Any], user_id: UUID, *,
-    match_from: Any, broadcast_until: Any, first: bool = True,
-) -> None:  # fmt: skip
-    if first:
-        await session.run(
-            _OFFERED,
-            {"id": work_order.id, "at": row["offered_at"], "match_from": match_from,
-             "broadcast_until": broadcast_until, "policy_id": current.id},
+def _row(
+    turn: _Turn, best: Row[Any], mode: OfferMode, *, at: datetime, decision_id: UUID, round_: int, after: int = 0
+) -> dict[str, Any]:
+    return offer_row(
+        turn.work_order, best, policy_id=turn.current.id, policy=turn.current.policy, mode=mode,
+        exclusive=mode is OfferMode.SEQUENTIAL, round_=round_, sequence=best.next_sequence + after, at=at,
+        decision_id=decision_id, latest=best.latest_expiry,
+    )  # fmt: skip
+
+
+def _note_offered(
+    session: Session,
+    turn: _Turn,
+    rows: list[dict[str, Any]],
+    users: list[UUID],
+    *,
+    match_from: datetime | None,
+    broadcast_until: datetime | None,
+) -> None:
+    work_order = turn.work_order
+    insert_offers(session, rows)
+    offered = {
+        "id": work_order.id,
+        "at": rows[0]["offered_at"],
+        "match_from": match_from,
+        "broadcast_until": broadcast_until,
+        "policy_id": turn.current.id,
+    }
+    session.write(_OFFERED, offered, row=work_order.id)
+    for row, user_id in zip(rows, users, strict=True):
+        _record_made(session, work_order, row)
+        notify(
+            session, Event.OFFER_MADE, organization_id=work_order.organization_id, user_id=user_id,
+            at=row["offered_at"], work_order_id=work_order.id, offer_id=row["id"],
         )  # fmt: skip
+
+
+def _record_made(session: Session, work_order: Row[Any], row: dict[str, Any]) -> None:
     record(
         session, "OFFER_MADE", organization_id=work_order.organization_id, entity_type="offer", entity_id=row["id"],
         work_order_id=work_order.id, driver_id=row["driver_id"], mode=row["mode"],
     )  # fmt: skip
-    notify(
-        session, Event.OFFER_MADE, organization_id=work_order.organization_id, user_id=user_id, at=row["offered_at"],
-        work_order_id=work_order.id, offer_id=row["id"],
-    )  # fmt: skip
 
 
-async def _record_nobody(
-    session: Session, lane: Row[Any], work_order: Row[Any], current: CurrentPolicy, work: Work, now: int,
-    candidates: list[Candidate], choice: Choice,
-) -> None:  # fmt: skip
+def _record_nobody(session: Session, turn: _Turn) -> None:
     """Nobody is eligible. Recorded when the reasons change; a round in which everybody was asked is over."""
-    reasons, summary = choice.reasons(), summary_of(choice)
+    work_order, policy = turn.work_order, turn.current.policy
+    reasons, summary = turn.choice.reasons(), summary_of(turn.choice)
     if _names(summary) != _names(work_order.nobody_reasons or ""):
-        await _decide(session, lane, work_order, current, work, now, candidates, choice, action="nobody", chosen=0)
+        _decide(session, turn, action="nobody", chosen=0)
     again_at: datetime | None = None
     if Exclusion.ALREADY_OFFERED in reasons:
-        again_at = work_order.now + timedelta(seconds=current.policy.recheck_s)
+        again_at = work_order.now + timedelta(seconds=policy.recheck_s)
     elif Exclusion.LAPSE_PAUSE in reasons:
-        paused = {driver_id for driver_id, reason in choice.excluded if reason is Exclusion.LAPSE_PAUSE}
-        ends = [lapse_ends_at(current.policy, c) or now for c in candidates if c.driver_id in paused]
-        again_at = work_order.now + timedelta(microseconds=min(ends) - now)
-    if current.policy.max_rounds is not None and work_order.round >= current.policy.max_rounds:
+        paused = {driver_id for driver_id, reason in turn.choice.excluded if reason is Exclusion.LAPSE_PAUSE}
+        ends = [lapse_ends_at(policy, c) or turn.now for c in turn.candidates if c.driver_id in paused]
+        again_at = work_order.now + timedelta(microseconds=min(ends) - turn.now)
+    if policy.max_rounds is not None and work_order.round >= policy.max_rounds:
         again_at = None
-    await session.run(_NOBODY, {"id": work_order.id, "reasons": summary, "next_round_at": again_at})
+    values = {"id": work_order.id, "reasons": summary, "next_round_at": again_at}
+    session.write(_NOBODY, values, row=work_order.id)
 
 
 def _names(summary: str) -> set[str]:
     return {part.partition(":")[0] for part in summary.split(",")}
-
-
-async def _expiry_of(session: Session, work_order: Row[Any]) -> Any:
-    """An order is offered no longer than it may be taken."""
-    if work_order.kind != WorkKind.ORDER:
-        return None
-    return await session.value(_ORDER_EXPIRY, {"id": work_order.id})

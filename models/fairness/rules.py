@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from models.policies.rules import Policy
 
 SECOND = 1_000_000
-#: Stands for "never yet" in a weighted score: ten years in line.
-NEVER_S = 315_360_000
 #: Stands for an unknown distance in a weighted score: farther than any radius.
 UNKNOWN_M = 20_037_508
+#: Stands for "never yet" in a weighted score: ten years in line, and more than the heaviest weight can take off for
+#: distance, since this time does not grow: somebody far away would wait for their first turn for ever.
+NEVER_S = 315_360_000 + 1_000 * UNKNOWN_M
 
 
 class Exclusion(StrEnum):

@@ -1,21 +1,25 @@
 """The database: one pool, and one `Session` per transaction.
 
 The boundary (an HTTP request or an activity) opens `Database.transaction()` and commits by leaving it; commands take
-the Session and never commit. Rows that only accompany a change (events, audit, messages) are staged and written in one
-statement per table just before the commit; wakes are written last of all, sorted, so that their locks never cross.
+the Session and never commit. Commands first read and lock, then say what to `write`; all of that goes out in one
+statement right before the commit, since what a transaction costs is mostly its round trips.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
 from sqlalchemy import Executable, Table, insert
-from sqlalchemy.engine import Row
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import CursorResult, Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from models.kit.sql import Sql, bind_all, encode_json, insert_into, merged
 
 ActorKind = Literal["user", "api_key", "system", "workflow"]
 
@@ -31,11 +35,14 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
 
 SYSTEM = Actor()
 
+#: More rows than this of one table go in a statement of their own, so that merged statements stay few and small.
+MERGE_AT_MOST = 3
+
 
 class Session:
     """One transaction and what is to be written with it."""
 
-    def __init__(self, connection: AsyncConnection, actor: Actor, *, messages_enabled: bool = True) -> None:
+    def __init__(self, connection: AsyncConnection, actor: Actor = SYSTEM, *, messages_enabled: bool = True) -> None:
         self.connection = connection
         self.actor = actor
         self.messages_enabled = messages_enabled
@@ -43,31 +50,53 @@ class Session:
         self.topics: set[str] = set()
         #: What a module gathers during the transaction to write at its end, under the module's own key.
         self.scratch: dict[str, Any] = {}
+        #: Statements that wait for the commit. A row that is written twice begins the next batch.
+        self._batches: list[list[tuple[Sql, Mapping[str, Any]]]] = [[]]
+        self._written: set[tuple[str, UUID]] = set()
         self._staged: dict[Table, list[dict[str, Any]]] = {}
-        self._finally: dict[str, Callable[[], Awaitable[None]]] = {}
+        self._before_commit: dict[str, Callable[[], None]] = {}
         self._after_commit: list[Callable[[], None]] = []
 
-    async def rows(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
-        return (await self.connection.execute(statement, values)).all()
+    async def _execute(self, statement: Sql | Executable, values: Any) -> CursorResult[Any]:
+        if self._staged or self._written:
+            # What follows must see what was written so far. Reading first, then writing, saves this round trip.
+            await self._write_gathered()
+        if isinstance(statement, Sql):
+            return await self.connection.exec_driver_sql(statement.text, statement.bind(values))
+        return await self.connection.execute(statement, values)
 
-    async def row(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Row[Any] | None:
-        return (await self.connection.execute(statement, values)).first()
+    async def rows(self, statement: Sql | Executable, values: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
+        return (await self._execute(statement, values)).all()
 
-    async def value(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Any:
+    async def row(self, statement: Sql | Executable, values: Mapping[str, Any] | None = None) -> Row[Any] | None:
+        return (await self._execute(statement, values)).first()
+
+    async def value(self, statement: Sql | Executable, values: Mapping[str, Any] | None = None) -> Any:
         """The first column of the first row, or None."""
-        return (await self.connection.execute(statement, values)).scalar()
+        return (await self._execute(statement, values)).scalar()
 
-    async def run(self, statement: Executable, values: Any = None) -> int:
-        """Execute and give the number of rows it touched."""
-        return (await self.connection.execute(statement, values)).rowcount
+    async def run(self, statement: Sql | Executable, values: Any = None) -> int:
+        """Execute at once and give the number of rows it touched."""
+        return (await self._execute(statement, values)).rowcount
+
+    def write(self, statement: Sql, values: Mapping[str, Any], *, row: UUID) -> None:
+        """Write this with the commit (or before the next read), together with everything else that waits for it, in
+        one statement and so one round trip. `row` is the id of the one row it changes, which this transaction has
+        locked: Postgres would do only one of two changes to a row in one statement."""
+        key = (statement.target, row)
+        if key in self._written:
+            self._batches.append([])
+            self._written.clear()
+        self._written.add(key)
+        self._batches[-1].append((statement, values))
 
     def stage(self, table: Table, **values: Any) -> None:
-        """Write this row with the commit, together with the others of its table. Rows of a table share their keys."""
+        """Insert this row with the commit."""
         self._staged.setdefault(table, []).append(values)
 
-    def finally_do(self, name: str, write: Callable[[], Awaitable[None]]) -> None:
-        """Run `write` once, after the staged rows and right before the commit."""
-        self._finally.setdefault(name, write)
+    def before_commit(self, name: str, prepare: Callable[[], None]) -> None:
+        """Call `prepare` once, when all else is gathered; it may still `write` and `stage`."""
+        self._before_commit.setdefault(name, prepare)
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call this once the commit is through, and not at all when it fails."""
@@ -78,12 +107,36 @@ class Session:
             callback()
 
     async def flush(self) -> None:
+        """Write all that was gathered."""
+        prepared, self._before_commit = self._before_commit, {}
+        for prepare in prepared.values():
+            prepare()
+        await self._write_gathered()
+
+    async def _write_gathered(self) -> None:
         staged, self._staged = self._staged, {}
+        batches, self._batches = self._batches, [[]]
+        self._written.clear()
+        large: list[tuple[Table, list[dict[str, Any]]]] = []
         for table, rows in staged.items():
-            await self.connection.execute(insert(table), rows if len(rows) > 1 else rows[0])
-        last, self._finally = self._finally, {}
-        for write in last.values():
-            await write()
+            if len(rows) > MERGE_AT_MOST:
+                large.append((table, rows))
+                continue
+            json = _json_columns(table)
+            for row in rows:
+                values = {k: encode_json(v) if k in json and v is not None else v for k, v in row.items()}
+                batches[-1].append((insert_into(table.name, tuple(row)), values))
+        for batch in batches:
+            if batch:
+                statement = merged(tuple(write for write, _ in batch))
+                await self.connection.exec_driver_sql(statement, bind_all(batch))
+        for table, rows in large:
+            await self.connection.execute(insert(table), rows)
+
+
+@cache
+def _json_columns(table: Table) -> frozenset[str]:
+    return frozenset(column.name for column in table.columns if isinstance(column.type, JSONB))
 
 
 class Database:
@@ -113,6 +166,7 @@ class Database:
                 },
             },
         )
+        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self.listeners: dict[str, list[Callable[[], None]]] = {}
 
     @asynccontextmanager
@@ -126,6 +180,13 @@ class Database:
         for topic in session.topics:
             for listener in self.listeners.get(topic, ()):
                 listener()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Session]:
+        """A Session without a transaction around it: each statement sees what is committed when it starts, and costs
+        one round trip instead of three. Also for a single statement that writes by itself."""
+        async with self._autocommit.connect() as connection:
+            yield Session(connection)
 
     def listen(self, topic: str, listener: Callable[[], None]) -> None:
         self.listeners.setdefault(topic, []).append(listener)

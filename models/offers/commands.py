@@ -6,14 +6,14 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import insert, text
 from sqlalchemy.engine import Row
 
 from models.audit.commands import record
-from models.drivers.locking import free_work, lock_driver, take_work, touch_drivers
+from models.drivers.locking import free_work, take_work, touch_driver
 from models.drivers.rules import DriverBusy
 from models.kit.database import Session
 from models.kit.ids import new_id
+from models.kit.sql import Sql
 from models.notifications.commands import notify
 from models.notifications.rules import Event
 from models.offers.rules import (
@@ -33,7 +33,7 @@ from models.work.locking import lock_work_order_of_offer
 from models.work.rules import WorkOrderStatus
 from models.work.wakes import Wake, raise_wake, wake_head
 
-_OFFER_AND_DRIVER = text("""
+_OFFER_AND_DRIVER = Sql("""
 WITH driver AS MATERIALIZED (SELECT * FROM driver_dispatch WHERE driver_id = :driver_id FOR NO KEY UPDATE)
 SELECT o.status, o.reason, o.mode, o.exclusive, o.offered_at, o.expires_at, o.policy_id, o.queue_at_before,
     driver.active_count, driver.queue_at, driver.reject_streak,
@@ -43,7 +43,7 @@ SELECT o.status, o.reason, o.mode, o.exclusive, o.offered_at, o.expires_at, o.po
 FROM offers o CROSS JOIN driver WHERE o.id = :offer_id
 """)
 
-_WIN = text("""
+_WIN = Sql("""
 UPDATE offers SET
     status = CASE WHEN id = :offer_id THEN 'accepted' ELSE 'expired' END,
     reason = CASE WHEN id = :offer_id THEN NULL ELSE 'superseded' END,
@@ -51,17 +51,17 @@ UPDATE offers SET
 WHERE work_order_id = :work_order_id AND status = 'pending'
 """)
 
-_CLOSE_PENDING = text("""
+_CLOSE_PENDING = Sql("""
 UPDATE offers SET status = 'expired', reason = :reason, responded_at = :at
 WHERE work_order_id = :work_order_id AND status = 'pending'
 RETURNING id, driver_id, exclusive
 """)
 
-_REJECT = text("""
+_REJECT = Sql("""
 UPDATE offers SET status = 'rejected', responded_at = :at, reject_reason = :reject_reason WHERE id = :offer_id
 """)
 
-_REJECTED_DRIVER = text("""
+_REJECTED_DRIVER = Sql("""
 UPDATE driver_dispatch SET
     reject_streak = CASE WHEN :to_the_end THEN 0 ELSE reject_streak + 1 END,
     queue_at = CASE WHEN :to_the_end THEN :at ELSE queue_at END,
@@ -69,35 +69,31 @@ UPDATE driver_dispatch SET
 WHERE driver_id = :driver_id
 """)
 
-_BACK_IN_LINE = text("""
+_BACK_IN_LINE = Sql("""
 UPDATE work_orders SET match_from = :at
-WHERE id = :id AND NOT EXISTS (SELECT FROM offers o WHERE o.work_order_id = :id AND o.status = 'pending')
+WHERE id = :id AND NOT EXISTS (
+    SELECT FROM offers o WHERE o.work_order_id = :id AND o.status = 'pending' AND o.id <> :offer_id)
 """)
 
-_NEXT_SEQUENCE = text("SELECT coalesce(max(sequence), 0) + 1 FROM offers WHERE work_order_id = :id")
-
-_OTHER_WORK_ORDERS = text("""
+_OTHER_WORK_ORDERS = Sql("""
 SELECT work_order_id, organization_id FROM offers
 WHERE driver_id = :driver_id AND status = 'pending' AND work_order_id <> :work_order_id
 """)
 
-_OPEN_ASSIGNMENT = text("""
+# The work order's lock keeps the assignment as it is; the driver's row is locked here.
+_OPEN_ASSIGNMENT = Sql("""
 SELECT a.id, a.driver_id, a.starts_at, a.counted, o.queue_at_before
-FROM assignments a JOIN offers o ON o.id = a.offer_id
+FROM assignments a JOIN offers o ON o.id = a.offer_id JOIN driver_dispatch d ON d.driver_id = a.driver_id
 WHERE a.work_order_id = :work_order_id AND a.ends_at IS NULL
+FOR NO KEY UPDATE OF d
 """)
 
-_END_ASSIGNMENT = text("UPDATE assignments SET ends_at = :at, ended_by = :ended_by WHERE id = :id")
+_END_ASSIGNMENT = Sql("UPDATE assignments SET ends_at = :at, ended_by = :ended_by WHERE id = :id")
 
 
 def is_due(policy: Policy, scheduled_for: datetime | None, now: datetime) -> bool:
     """Does the work count as load yet? From `lead_time_s` before its schedule on."""
     return scheduled_for is None or now >= scheduled_for - timedelta(seconds=policy.lead_time_s)
-
-
-async def next_sequence(session: Session, work_order_id: UUID) -> int:
-    value: int = await session.value(_NEXT_SEQUENCE, {"id": work_order_id})
-    return value
 
 
 def offer_row(
@@ -137,8 +133,9 @@ def offer_row(
     }
 
 
-async def insert_offers(session: Session, rows: list[dict[str, Any]]) -> None:
-    await session.run(insert(offers), rows if len(rows) > 1 else rows[0])
+def insert_offers(session: Session, rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        session.stage(offers, **row)
 
 
 async def accept(session: Session, offer_id: UUID, driver_id: UUID) -> None:
@@ -159,22 +156,20 @@ async def accept(session: Session, offer_id: UUID, driver_id: UUID) -> None:
     policy = await policy_by_id(session, offer.policy_id)
     if offer.active_count >= policy.most_held:
         raise DriverBusy
-    await session.run(_WIN, {"offer_id": offer_id, "work_order_id": work_order.id, "at": offer.now})
-    record(
-        session, "OFFER_ACCEPTED", organization_id=work_order.organization_id, entity_type="offer", entity_id=offer_id,
-        work_order_id=work_order.id,
-    )  # fmt: skip
-    await assign(
-        session, work_order, driver_id, offer_id=offer_id, policy=policy, at=offer.now, offered_at=offer.offered_at
-    )
     if offer.holds_other_offers:
         # Those work orders close their offers themselves: touching them here would take a second work order's lock.
         for other in await session.rows(_OTHER_WORK_ORDERS, {"driver_id": driver_id, "work_order_id": work_order.id}):
             raise_wake(session, other.work_order_id, other.organization_id, Wake.DRIVER_AVAILABLE)
+    session.write(_WIN, {"offer_id": offer_id, "work_order_id": work_order.id, "at": offer.now}, row=work_order.id)
+    record(
+        session, "OFFER_ACCEPTED", organization_id=work_order.organization_id, entity_type="offer", entity_id=offer_id,
+        work_order_id=work_order.id,
+    )  # fmt: skip
+    assign(session, work_order, driver_id, offer_id=offer_id, policy=policy, at=offer.now, offered_at=offer.offered_at)
     raise_wake(session, work_order.id, work_order.organization_id, Wake.ACCEPTED)
 
 
-async def assign(
+def assign(
     session: Session,
     work_order: Row[Any],
     driver_id: UUID,
@@ -188,7 +183,7 @@ async def assign(
     """What every assignment brings, however it came about: the work order, the driver's load, the assignment row, the
     event and audit rows, the customer's message. The driver's row is locked and the offer is accepted already."""
     counts = is_due(policy, work_order.scheduled_for, at)
-    await change_status(
+    change_status(
         session,
         work_order,
         WorkOrderStatus.ASSIGNED,
@@ -205,7 +200,7 @@ async def assign(
         late_alerted_at=None,
         round=round_ or work_order.round,
     )
-    await take_work(session, driver_id, at=at, offered_at=offered_at, counts=counts)
+    take_work(session, driver_id, at=at, offered_at=offered_at, counts=counts)
     session.stage(
         assignments,
         id=new_id(),
@@ -240,20 +235,19 @@ async def reject(session: Session, offer_id: UUID, driver_id: UUID, reject_reaso
         raise refusal
     if offer.expires_at <= offer.now:
         raise OfferExpired
-    await session.run(_REJECT, {"offer_id": offer_id, "at": offer.now, "reject_reason": reject_reason})
-    await session.run(
-        _REJECTED_DRIVER,
-        {"driver_id": driver_id, "to_the_end": offer.reject_streak + 1 >= REJECTIONS_IN_A_ROW, "at": offer.now},
-    )
+    if offer.exclusive:
+        await wake_head(session, work_order.organization_id)
+    answer = {"offer_id": offer_id, "at": offer.now, "reject_reason": reject_reason}
+    session.write(_REJECT, answer, row=offer_id)
+    to_the_end = offer.reject_streak + 1 >= REJECTIONS_IN_A_ROW
+    session.write(_REJECTED_DRIVER, {"driver_id": driver_id, "to_the_end": to_the_end, "at": offer.now}, row=driver_id)
     if not work_order.manual:
-        await session.run(_BACK_IN_LINE, {"id": work_order.id, "at": offer.now})
+        session.write(_BACK_IN_LINE, {"id": work_order.id, "offer_id": offer_id, "at": offer.now}, row=work_order.id)
     record(
         session, "OFFER_REJECTED", organization_id=work_order.organization_id, entity_type="offer", entity_id=offer_id,
         work_order_id=work_order.id, reason=reject_reason,
     )  # fmt: skip
     raise_wake(session, work_order.id, work_order.organization_id, Wake.REJECTED)
-    if offer.exclusive:
-        await wake_head(session, work_order.organization_id)
 
 
 async def _locked_offer(session: Session, offer_id: UUID, driver_id: UUID) -> Row[Any]:
@@ -271,7 +265,8 @@ async def close_pending(session: Session, work_order: Row[Any], reason: OfferRea
     free for other work."""
     closed = await session.rows(_CLOSE_PENDING, {"work_order_id": work_order.id, "reason": reason.value, "at": at})
     exclusive = [row for row in closed if row.exclusive]
-    await touch_drivers(session, [row.driver_id for row in exclusive])
+    for row in exclusive:
+        touch_driver(session, row.driver_id)
     for row in closed:
         record(
             session, "OFFER_EXPIRED", organization_id=work_order.organization_id, entity_type="offer",
@@ -282,7 +277,7 @@ async def close_pending(session: Session, work_order: Row[Any], reason: OfferRea
     return bool(exclusive)
 
 
-_USER_OF_DRIVER = text("SELECT user_id FROM driver_profiles WHERE id = :driver_id")
+_USER_OF_DRIVER = Sql("SELECT user_id FROM driver_profiles WHERE id = :driver_id")
 
 
 async def notify_driver(
@@ -311,9 +306,9 @@ async def end_assignment(
     gets back the place in line that the work cost."""
     assignment = await session.row(_OPEN_ASSIGNMENT, {"work_order_id": work_order.id})
     assert assignment is not None, "held work has an open assignment"
-    await lock_driver(session, assignment.driver_id)
-    await session.run(_END_ASSIGNMENT, {"id": assignment.id, "at": at, "ended_by": ended_by.value})
-    await free_work(
+    await wake_head(session, work_order.organization_id)
+    session.write(_END_ASSIGNMENT, {"id": assignment.id, "at": at, "ended_by": ended_by.value}, row=assignment.id)
+    free_work(
         session,
         assignment.driver_id,
         counted=assignment.counted,
@@ -321,6 +316,5 @@ async def end_assignment(
         taken_at=assignment.starts_at,
         queue_at_before=assignment.queue_at_before,
     )
-    await wake_head(session, work_order.organization_id)
     driver_id: UUID = assignment.driver_id
     return driver_id

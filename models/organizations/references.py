@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from sqlalchemy import text
-
 from models.kit.database import Session
+from models.kit.sql import Sql
 
 BLOCK = 50
 FIRST = 1001
 
-_TAKE_BLOCK = text("""
+_TAKE_BLOCK = Sql("""
 INSERT INTO reference_counters (organization_id, prefix, next_number)
 VALUES (:organization_id, :prefix, CAST(:first AS bigint) + CAST(:block AS bigint))
 ON CONFLICT (organization_id, prefix) DO UPDATE SET next_number = reference_counters.next_number + :block

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.engine import Row
 
 from models.kit.database import Session
 from models.kit.errors import NotFound
+from models.kit.sql import Sql
 from models.organizations.scope import Scope
 from models.policies.rules import Policy
 from models.policies.tables import dispatch_policies
@@ -18,16 +20,21 @@ from models.work.rules import WorkKind
 
 _decoded: dict[UUID, Policy] = {}
 
-_CURRENT = text(
-    "SELECT id, kind, settings FROM dispatch_policies WHERE organization_id = :organization_id AND is_current"
+_CURRENT = Sql(
+    "SELECT id, kind, version, settings FROM dispatch_policies WHERE organization_id = :organization_id AND is_current"
 )
-_BY_ID = text("SELECT settings FROM dispatch_policies WHERE id = :id")
+_IN_FORCE = Sql("""
+SELECT id, version, settings, clock_timestamp() AS now FROM dispatch_policies
+WHERE organization_id = :organization_id AND kind = :kind AND is_current
+""")
+_BY_ID = Sql("SELECT settings FROM dispatch_policies WHERE id = :id")
 
 
 class CurrentPolicy(msgspec.Struct, frozen=True):
     """A policy and the version row it comes from."""
 
     id: UUID
+    version: int
     policy: Policy
 
 
@@ -43,9 +50,17 @@ def _decode(policy_id: UUID, settings: dict[str, Any]) -> Policy:
 async def current_policies(session: Session, organization_id: UUID) -> dict[WorkKind, CurrentPolicy]:
     """The version in force for each kind."""
     return {
-        WorkKind(row.kind): CurrentPolicy(row.id, _decode(row.id, _plain(row.settings)))
+        WorkKind(row.kind): CurrentPolicy(row.id, row.version, _decode(row.id, _plain(row.settings)))
         for row in await session.rows(_CURRENT, {"organization_id": organization_id})
     }
+
+
+async def policy_in_force(session: Session, organization_id: UUID, kind: WorkKind) -> tuple[CurrentPolicy, datetime]:
+    """The version in force for this kind, and the database's instant. Raises NotFound."""
+    row = await session.row(_IN_FORCE, {"organization_id": organization_id, "kind": kind.value})
+    if row is None:
+        raise NotFound
+    return CurrentPolicy(row.id, row.version, _decode(row.id, _plain(row.settings))), row.now
 
 
 async def policy_by_id(session: Session, policy_id: UUID) -> Policy:

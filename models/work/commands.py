@@ -10,10 +10,11 @@ from sqlalchemy import text
 from sqlalchemy.engine import Row
 
 from models.audit.commands import record
-from models.drivers.locking import lock_driver, touch_drivers
+from models.drivers.locking import lock_driver, touch_driver
 from models.drivers.rules import DriverBusy, DriverHasOffer, DriverNotEligible, Duty
 from models.kit.database import Session
 from models.kit.errors import NotFound, PreconditionFailed
+from models.kit.sql import Sql
 from models.notifications.rules import Event
 from models.offers.commands import (
     assign,
@@ -21,7 +22,6 @@ from models.offers.commands import (
     end_assignment,
     insert_offers,
     is_due,
-    next_sequence,
     notify_driver,
     offer_row,
     tell_customer,
@@ -44,7 +44,7 @@ from models.work.wakes import Wake, raise_wake, wake_head
 
 S = WorkOrderStatus
 
-COUNT_ASSIGNMENT = text("""
+COUNT_ASSIGNMENT = Sql("""
 WITH counted AS (
     UPDATE assignments SET counted = true WHERE work_order_id = :id AND ends_at IS NULL AND NOT counted
     RETURNING driver_id
@@ -53,23 +53,47 @@ UPDATE driver_dispatch d SET active_count = active_count + 1, state_version = st
 FROM counted WHERE d.driver_id = counted.driver_id
 """)
 
-_CANDIDATE = text("""
+_CANDIDATE = Sql("""
 SELECT f.id AS driver_id, EXISTS (SELECT FROM offers WHERE work_order_id = :work_order_id AND driver_id = f.id
         AND round = :round) AS asked_in_round,
     EXISTS (SELECT FROM offers WHERE driver_id = f.id AND status = 'pending' AND exclusive
-        AND work_order_id <> :work_order_id) AS has_offer
+        AND work_order_id <> :work_order_id) AS has_offer,
+    (SELECT coalesce(max(sequence), 0) + 1 FROM offers WHERE work_order_id = :work_order_id) AS next_sequence
 FROM driver_profiles f JOIN users u ON u.id = f.user_id
 WHERE f.id = :driver_id AND f.organization_id = :organization_id AND u.is_active AND u.deleted_at IS NULL
 """)
 
-_TO_ROUND = text("""
+# The named driver and whoever has the open offer, in the order of their ids: two dispatchers who swap two offers would
+# wait for each other otherwise.
+_LOCK_DRIVERS = Sql("""
+SELECT driver_id FROM driver_dispatch WHERE organization_id = :organization_id AND (driver_id = :driver_id OR driver_id IN
+    (SELECT driver_id FROM offers WHERE work_order_id = :work_order_id AND status = 'pending' AND exclusive))
+ORDER BY driver_id FOR NO KEY UPDATE
+""")
+
+_TO_ROUND = Sql("""
 UPDATE work_orders SET round = :round, match_from = :match_from, next_round_at = NULL, broadcast_until = NULL,
     nobody_reasons = NULL, offered_at = coalesce(:offered_at, offered_at), version = version + 1, updated_at = :at
 WHERE id = :id
 """)
 
-_RESCHEDULE = text("""
-UPDATE work_orders SET match_from = CASE WHEN match_from IS NULL THEN NULL ELSE :starts END, escalate_from = :starts
+# As long after its new start as it was after the old one.
+_MOVE_EXPIRY = Sql("""
+UPDATE orders o SET expires_at = CAST(:starts AS timestamptz)
+    + (o.expires_at - greatest(w.created_at, coalesce(w.scheduled_for, w.created_at)))
+FROM work_orders w WHERE w.id = o.work_order_id AND o.work_order_id = :id
+""")
+
+_RESCHEDULE = Sql("""
+UPDATE work_orders SET escalate_from = :starts,
+    match_from = CASE WHEN match_from IS NULL THEN NULL ELSE CAST(:starts AS timestamptz) END
+WHERE id = :id
+""")
+
+# A round of its own, so that whoever had the withdrawn offer is asked again.
+_POSTPONE = Sql("""
+UPDATE work_orders SET match_from = CASE WHEN manual THEN NULL ELSE CAST(:starts AS timestamptz) END,
+    round = round + 1, next_round_at = NULL, broadcast_until = NULL, nobody_reasons = NULL
 WHERE id = :id
 """)
 
@@ -80,17 +104,16 @@ async def cancel(session: Session, work_order_id: UUID, reason: str | None) -> N
     work_order = await lock_work_order(session, work_order_id)
     status = S(work_order.status)
     check_transition(WorkKind(work_order.kind), status, S.CANCELLED)
-    at = work_order.now
-    freed = await close_pending(session, work_order, OfferReason.CANCELLED, at=at)
-    await change_status(
-        session, work_order, S.CANCELLED, at=at, notes=reason, driver_id=work_order.assigned_driver_id,
+    at, driver_id = work_order.now, work_order.assigned_driver_id
+    if status in HELD:
+        await end_assignment(session, work_order, EndedBy.CANCELLED, at=at, restore=status is S.ASSIGNED)
+        await notify_driver(session, Event.CANCELLED, work_order, driver_id, at=at)
+    elif await close_pending(session, work_order, OfferReason.CANCELLED, at=at):
+        await wake_head(session, work_order.organization_id)
+    change_status(
+        session, work_order, S.CANCELLED, at=at, notes=reason, driver_id=driver_id,
         details={"reason": reason}, match_from=None, cancellation_reason=reason,
     )  # fmt: skip
-    if status in HELD:
-        driver_id = await end_assignment(session, work_order, EndedBy.CANCELLED, at=at, restore=status is S.ASSIGNED)
-        await notify_driver(session, Event.CANCELLED, work_order, driver_id, at=at)
-    elif freed:
-        await wake_head(session, work_order.organization_id)
     tell_customer(session, work_order, Event.CANCELLED, at=at)
     raise_wake(session, work_order.id, work_order.organization_id, Wake.CANCELLED)
 
@@ -105,9 +128,17 @@ async def complete(
 ) -> None:
     """Staff complete held work; a driver (`by_driver`) their own. Raises NotFound, IllegalTransition."""
     work_order = await lock_work_order(session, work_order_id)
-    if by_driver is not None and work_order.assigned_driver_id != by_driver:
-        raise NotFound
+    if by_driver is not None:
+        if work_order.assigned_driver_id != by_driver:
+            raise NotFound
+        _refuse_to_settle_a_dispute(work_order, S.COMPLETED)
     await _complete(session, work_order, notes=notes, completion_photo_key=completion_photo_key)
+
+
+def _refuse_to_settle_a_dispute(work_order: Row[Any], target: WorkOrderStatus) -> None:
+    """Staff do that, not the driver whom it is about."""
+    if work_order.status == S.DISPUTED:
+        raise IllegalTransition(WorkKind(work_order.kind), S.DISPUTED, target)
 
 
 async def _complete(
@@ -121,12 +152,15 @@ async def _complete(
     occurred_at: datetime | None = None,
 ) -> None:
     at = work_order.now
-    await change_status(
+    check_transition(WorkKind(work_order.kind), S(work_order.status), S.COMPLETED)
+    # Settling a dispute completes the work again; its assignment ended the first time.
+    if work_order.status in HELD:
+        await end_assignment(session, work_order, EndedBy.COMPLETED, at=at, restore=False)
+    change_status(
         session, work_order, S.COMPLETED, at=at, driver_id=work_order.assigned_driver_id, notes=notes,
         lat=lat, lng=lng, occurred_at=occurred_at,
         completion_notes=notes, completion_photo_key=completion_photo_key,
     )  # fmt: skip
-    await end_assignment(session, work_order, EndedBy.COMPLETED, at=at, restore=False)
     tell_customer(session, work_order, Event.COMPLETED, at=at)
     raise_wake(session, work_order.id, work_order.organization_id, Wake.STATUS_CHANGED)
 
@@ -151,13 +185,14 @@ async def report_status(
         raise WorkOrderCancelled
     if status not in DRIVER_REPORTS:
         raise IllegalTransition(WorkKind(work_order.kind), S(work_order.status), status)
+    _refuse_to_settle_a_dispute(work_order, status)
     if status is S.COMPLETED:
         await _complete(
             session, work_order, notes=notes, completion_photo_key=completion_photo_key, lat=lat, lng=lng,
             occurred_at=occurred_at,
         )  # fmt: skip
         return
-    await change_status(
+    change_status(
         session, work_order, status, at=work_order.now, driver_id=driver_id, notes=notes, lat=lat, lng=lng,
         occurred_at=occurred_at,
     )  # fmt: skip
@@ -182,19 +217,19 @@ async def hand_back(session: Session, work_order_id: UUID, driver_id: UUID, reas
 
 
 async def _back_to_pending(session: Session, work_order: Row[Any], ended_by: EndedBy, reason: str | None) -> None:
-    status = S(work_order.status)
-    at = work_order.now
-    await change_status(
-        session, work_order, S.PENDING, at=at, notes=reason, driver_id=work_order.assigned_driver_id,
-        action=f"{work_order.kind}_{ended_by.value}".upper(), details={"reason": reason},
-        assigned_driver_id=None, assigned_at=None, round=work_order.round + 1, next_round_at=None,
-        match_from=None if work_order.manual else at, escalate_from=at, escalations=0,
-    )  # fmt: skip
+    status, at = S(work_order.status), work_order.now
+    check_transition(WorkKind(work_order.kind), status, S.PENDING)
     driver_id = await end_assignment(
         session, work_order, ended_by, at=at, restore=ended_by is EndedBy.UNASSIGNED and status is S.ASSIGNED
     )
     if ended_by is EndedBy.UNASSIGNED:
         await notify_driver(session, Event.CANCELLED, work_order, driver_id, at=at)
+    change_status(
+        session, work_order, S.PENDING, at=at, notes=reason, driver_id=work_order.assigned_driver_id,
+        action=f"{work_order.kind}_{ended_by.value}".upper(), details={"reason": reason},
+        assigned_driver_id=None, assigned_at=None, round=work_order.round + 1, next_round_at=None,
+        match_from=None if work_order.manual else at, escalate_from=at, escalations=0,
+    )  # fmt: skip
     raise_wake(session, work_order.id, work_order.organization_id, Wake.UNASSIGNED)
 
 
@@ -205,16 +240,14 @@ async def reoffer(session: Session, work_order_id: UUID) -> None:
         raise WorkOrderNotWaiting(status=work_order.status)
     at = work_order.now
     freed = await close_pending(session, work_order, OfferReason.SUPERSEDED, at=at)
-    await session.run(
-        _TO_ROUND,
-        {
-            "id": work_order.id,
-            "round": work_order.round + 1,
-            "match_from": None if work_order.manual else at,
-            "offered_at": None,
-            "at": at,
-        },
-    )
+    to_round = {
+        "id": work_order.id,
+        "round": work_order.round + 1,
+        "match_from": None if work_order.manual else at,
+        "offered_at": None,
+        "at": at,
+    }
+    session.write(_TO_ROUND, to_round, row=work_order.id)
     record(
         session, f"{work_order.kind}_REOFFERED".upper(), organization_id=work_order.organization_id,
         entity_type="work_order", entity_id=work_order.id, round=work_order.round + 1,
@@ -235,7 +268,12 @@ async def assign_driver(
     work_order = await lock_work_order(session, work_order_id)
     check_transition(WorkKind(work_order.kind), S(work_order.status), S.ASSIGNED)
     at = work_order.now
-    await close_pending(session, work_order, OfferReason.SUPERSEDED, at=at)
+    await session.rows(
+        _LOCK_DRIVERS,
+        {"organization_id": work_order.organization_id, "work_order_id": work_order.id, "driver_id": driver_id},
+    )
+    if await close_pending(session, work_order, OfferReason.SUPERSEDED, at=at):
+        await wake_head(session, work_order.organization_id)
     offer_id = await name_driver(
         session, work_order, driver_id, OfferMode.FORCE if mode == "force" else OfferMode.MANUAL
     )
@@ -279,18 +317,18 @@ async def name_driver(session: Session, work_order: Row[Any], driver_id: UUID, m
     round_ = work_order.round + (1 if candidate.asked_in_round else 0)
     row = offer_row(
         work_order, driver, policy_id=current.id, policy=current.policy, mode=mode, exclusive=exclusive, round_=round_,
-        sequence=await next_sequence(session, work_order.id), at=at,
+        sequence=candidate.next_sequence, at=at,
     )  # fmt: skip
     if mode is OfferMode.FORCE:
         row |= {"status": "accepted", "responded_at": at}
-    await insert_offers(session, [row])
+    insert_offers(session, [row])
     offer_id: UUID = row["id"]
     record(
         session, "OFFER_MADE", organization_id=work_order.organization_id, entity_type="offer", entity_id=offer_id,
         work_order_id=work_order.id, driver_id=driver_id, mode=mode,
     )  # fmt: skip
     if mode is OfferMode.FORCE:
-        await assign(
+        assign(
             session,
             work_order,
             driver_id,
@@ -302,11 +340,10 @@ async def name_driver(session: Session, work_order: Row[Any], driver_id: UUID, m
         )
         await notify_driver(session, Event.ASSIGNED, work_order, driver_id, at=at, offer_id=offer_id)
     else:
-        await session.run(
-            _TO_ROUND, {"id": work_order.id, "round": round_, "match_from": None, "offered_at": at, "at": at}
-        )
+        to_round = {"id": work_order.id, "round": round_, "match_from": None, "offered_at": at, "at": at}
+        session.write(_TO_ROUND, to_round, row=work_order.id)
         if exclusive:
-            await touch_drivers(session, [driver_id])
+            touch_driver(session, driver_id)
         await notify_driver(session, Event.OFFER_MADE, work_order, driver_id, at=at, offer_id=offer_id)
     return offer_id
 
@@ -335,6 +372,11 @@ async def change_details(
         raise IllegalTransition(WorkKind(work_order.kind), status, status)
     if not values:
         return
+    if "required_skills" in values:
+        values = values | {"required_skills": sorted(set(values["required_skills"]))}
+    if "scheduled_for" in values and work_order.kind == WorkKind.ORDER and status is S.PENDING:
+        starts_at = max(work_order.now, values["scheduled_for"] or work_order.now)
+        await session.run(_MOVE_EXPIRY, {"id": work_order.id, "starts": starts_at})
     sets = ", ".join(f"{name} = :{name}" for name in sorted(values))
     await session.run(
         text(f"UPDATE work_orders SET {sets}, version = version + 1, updated_at = :at WHERE id = :id"),  # noqa: S608 - names checked above
@@ -356,9 +398,7 @@ async def change_details(
             if starts > work_order.now:
                 due_at = starts
                 # Too early now: an offer that is out is withdrawn and made again when its time comes.
-                await close_pending(session, work_order, OfferReason.CANCELLED, at=work_order.now)
-                await session.run(
-                    text("UPDATE work_orders SET match_from = :starts WHERE id = :id AND :automatic"),
-                    {"id": work_order.id, "starts": starts, "automatic": not work_order.manual},
-                )
+                if await close_pending(session, work_order, OfferReason.CANCELLED, at=work_order.now):
+                    await wake_head(session, work_order.organization_id)
+                await session.run(_POSTPONE, {"id": work_order.id, "starts": starts})
         raise_wake(session, work_order.id, work_order.organization_id, Wake.STATUS_CHANGED, due_at=due_at)

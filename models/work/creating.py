@@ -7,14 +7,14 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import insert, text
 
 from models.audit.commands import record
 from models.kit.database import Session
-from models.kit.errors import NotFound, ValidationFailed
+from models.kit.errors import ValidationFailed
 from models.kit.ids import new_id
+from models.kit.sql import Sql
 from models.organizations.references import next_reference
-from models.policies.queries import current_policies
+from models.policies.queries import policy_in_force
 from models.policies.rules import ORDER_EXPIRES_S, Mode
 from models.work.journal import note_event
 from models.work.rules import REFERENCE_PREFIX, Source, WorkKind, WorkOrderStatus
@@ -51,11 +51,10 @@ class NewWork(msgspec.Struct, frozen=True, kw_only=True):
     manual: bool = False
 
 
-_NOW = text("SELECT clock_timestamp()")
-_IN_ORGANIZATION = text(
+_IN_ORGANIZATION = Sql(
     "SELECT EXISTS (SELECT FROM users WHERE id = :id AND organization_id = :organization_id AND deleted_at IS NULL)"
 )
-_DRIVER_IN_ORGANIZATION = text(
+_DRIVER_IN_ORGANIZATION = Sql(
     "SELECT EXISTS (SELECT FROM driver_profiles WHERE id = :id AND organization_id = :organization_id)"
 )
 
@@ -65,7 +64,7 @@ async def create_enrollment(
 ) -> UUID:
     """Raises ValidationFailed."""
     work_order_id, _ = await _create(session, organization_id, WorkKind.ENROLLMENT, work)
-    await _side(session, enrollments, work_order_id, organization_id, premise_id=premise_id, meter_id=meter_id)
+    _side(session, enrollments, work_order_id, organization_id, premise_id=premise_id, meter_id=meter_id)
     return work_order_id
 
 
@@ -83,7 +82,7 @@ async def create_job(
     if customer_id is not None:
         await _must_belong(session, _IN_ORGANIZATION, organization_id, customer_id, "customer_id")
     work_order_id, _ = await _create(session, organization_id, WorkKind.JOB, work)
-    await _side(
+    _side(
         session, jobs, work_order_id, organization_id, customer_id=customer_id,
         service_location_id=service_location_id, service_type=service_type, driveway_tier_id=driveway_tier_id,
     )  # fmt: skip
@@ -106,7 +105,7 @@ async def create_order(
     work = msgspec.structs.replace(work, address=pickup.address, location=pickup.location)
     work_order_id, now = await _create(session, organization_id, WorkKind.ORDER, work)
     starts = max(now, work.scheduled_for or now)
-    await _side(
+    _side(
         session, orders, work_order_id, organization_id,
         pickup_address=pickup.address, pickup_lat=pickup.location.lat, pickup_lng=pickup.location.lng,
         dropoff_address=dropoff.address, dropoff_lat=dropoff.location.lat, dropoff_lng=dropoff.location.lng,
@@ -129,31 +128,23 @@ async def create_route(
     first = stops[0]
     work = msgspec.structs.replace(work, address=first.address, location=first.location)
     work_order_id, _ = await _create(session, organization_id, WorkKind.ROUTE, work)
-    await _side(session, routes, work_order_id, organization_id, driver_id=driver_id, notes=notes)
-    await session.run(
-        insert(route_stops),
-        [
-            {
-                "work_order_id": work_order_id,
-                "position": position,
-                "organization_id": organization_id,
-                "address": stop.address,
-                "lat": stop.location.lat if stop.location else None,
-                "lng": stop.location.lng if stop.location else None,
-                "notes": stop.notes,
-            }
-            for position, stop in enumerate(stops, start=1)
-        ],
-    )
+    _side(session, routes, work_order_id, organization_id, driver_id=driver_id, notes=notes)
+    for position, stop in enumerate(stops, start=1):
+        session.stage(
+            route_stops,
+            work_order_id=work_order_id,
+            position=position,
+            organization_id=organization_id,
+            address=stop.address,
+            lat=stop.location.lat if stop.location else None,
+            lng=stop.location.lng if stop.location else None,
+            notes=stop.notes,
+        )
     return work_order_id
 
 
 async def _create(session: Session, organization_id: UUID, kind: WorkKind, work: NewWork) -> tuple[UUID, datetime]:
-    now: datetime = await session.value(_NOW)
-    policies = await current_policies(session, organization_id)
-    if kind not in policies:
-        raise NotFound
-    current = policies[kind]
+    current, now = await policy_in_force(session, organization_id, kind)
     if work.requested_by_user_id is not None and work.requested_by_user_id != session.actor.user_id:
         await _must_belong(session, _IN_ORGANIZATION, organization_id, work.requested_by_user_id, "requested_by")
     starts = now
@@ -162,9 +153,9 @@ async def _create(session: Session, organization_id: UUID, kind: WorkKind, work:
     manual = work.manual or current.policy.mode is Mode.MANUAL
     work_order_id = new_id()
     reference = await next_reference(session, organization_id, REFERENCE_PREFIX[kind])
-    await session.run(
-        insert(work_orders),
-        {
+    session.stage(
+        work_orders,
+        **{
             "id": work_order_id,
             "organization_id": organization_id,
             "kind": kind,
@@ -198,8 +189,8 @@ async def _create(session: Session, organization_id: UUID, kind: WorkKind, work:
     return work_order_id, now
 
 
-async def _side(session: Session, table: Any, work_order_id: UUID, organization_id: UUID, **values: Any) -> None:
-    await session.run(insert(table), {"work_order_id": work_order_id, "organization_id": organization_id, **values})
+def _side(session: Session, table: Any, work_order_id: UUID, organization_id: UUID, **values: Any) -> None:
+    session.stage(table, work_order_id=work_order_id, organization_id=organization_id, **values)
 
 
 async def _must_belong(session: Session, statement: Any, organization_id: UUID, reference_id: UUID, field: str) -> None:

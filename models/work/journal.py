@@ -6,12 +6,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.engine import Row
 
 from models.audit.commands import record
 from models.kit.database import Session
 from models.kit.ids import new_id
+from models.kit.sql import Sql
 from models.work.rules import WorkKind, WorkOrderStatus, check_transition
 from models.work.tables import work_order_events
 
@@ -26,7 +26,7 @@ _SETTABLE = frozenset(
 _statements: dict[tuple[str, ...], Any] = {}
 
 
-async def change_status(
+def change_status(
     session: Session,
     work_order: Row[Any],
     target: WorkOrderStatus,
@@ -45,8 +45,10 @@ async def change_status(
     `ENROLLMENT_COMPLETED` and the like). Raises IllegalTransition."""
     kind, current = WorkKind(work_order.kind), WorkOrderStatus(work_order.status)
     check_transition(kind, current, target)
-    await session.run(
-        _update(target, tuple(sorted(columns))), {"id": work_order.id, "status": target.value, "at": at, **columns}
+    session.write(
+        _update(target, tuple(sorted(columns))),
+        {"id": work_order.id, "status": target.value, "at": at, **columns},
+        row=work_order.id,
     )
     note_event(
         session, work_order.organization_id, work_order.id, current, target,
@@ -100,7 +102,7 @@ def _update(target: WorkOrderStatus, columns: tuple[str, ...]) -> Any:
         sets = [f"{name} = :{name}" for name in columns]
         if target is not WorkOrderStatus.PENDING and "assigned_at" not in columns:
             sets.append(f"{target.value}_at = :at")
-        statement = _statements[key] = text(
+        statement = _statements[key] = Sql(
             f"UPDATE work_orders SET status = :status, version = version + 1, updated_at = :at, {', '.join(sets)} "  # noqa: S608 - names come from the set above
             "WHERE id = :id"
         )

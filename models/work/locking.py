@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.engine import Row
 
 from models.kit.database import Session
 from models.kit.errors import NotFound
+from models.kit.sql import Sql
 
 COLUMNS = """id, organization_id, kind, reference, status, priority, required_skills, required_vehicle_type, lat, lng,
     scheduled_for, requested_by_user_id, source, policy_id, manual, waiting_since, match_from, round, next_round_at,
@@ -20,12 +20,12 @@ COLUMNS = """id, organization_id, kind, reference, status, priority, required_sk
     assigned_at, en_route_at, version"""
 
 # The clock is read above the CTE, so that it shows the instant after the wait for the lock.
-_LOCK = text(f"""
+_LOCK = Sql(f"""
 WITH locked AS MATERIALIZED (SELECT {COLUMNS} FROM work_orders WHERE id = :id FOR NO KEY UPDATE)
 SELECT locked.*, clock_timestamp() AS now FROM locked
 """)  # noqa: S608 - the columns are ours
 
-_LOCK_OF_OFFER = text(f"""
+_LOCK_OF_OFFER = Sql(f"""
 WITH locked AS MATERIALIZED (
     SELECT {COLUMNS} FROM work_orders
     WHERE id = (SELECT work_order_id FROM offers WHERE id = :offer_id AND driver_id = :driver_id)

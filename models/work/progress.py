@@ -8,14 +8,14 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import text
 from sqlalchemy.engine import Row
 
 from models.audit.commands import record
-from models.drivers.locking import lock_driver, touch_drivers
+from models.drivers.locking import lock_driver, touch_driver
 from models.drivers.rules import Duty
 from models.kit.database import Session
 from models.kit.errors import NotFound
+from models.kit.sql import Sql
 from models.notifications.commands import notify_dispatchers
 from models.notifications.rules import Event
 from models.offers.commands import close_pending, notify_driver
@@ -30,7 +30,7 @@ from models.work.timeline import Due, OfferView, WorkView, driver_is_gone, due_n
 from models.work.wakes import wake_head
 
 # The last twenty offers tell the story; older ones stay in the API's list.
-_LOOK = text("""
+_LOOK = Sql("""
 SELECT w.id::text, w.organization_id::text, w.kind, w.reference, w.status, clock_timestamp() AS now, w.manual, w.round,
     w.match_from, w.next_round_at, w.broadcast_until, w.nobody_reasons, w.escalate_from, w.escalations, w.scheduled_for,
     w.assigned_driver_id::text, w.assigned_at, w.nudged_at IS NOT NULL AS nudged,
@@ -77,9 +77,9 @@ async def settle(session: Session, work_order_id: UUID) -> None:
     if Due.OFFER_EXPIRES in due or Due.DRIVER_GONE in due:
         await _close_offers(session, work_order, view, policy)
     if Due.BACK_IN_LINE in due:
-        await _back_in_line(session, work_order, view, policy)
+        _back_in_line(session, work_order, view, policy)
     if Due.NEW_ROUND in due:
-        await session.run(_NEW_ROUND, {"id": work_order.id, "at": view.now})
+        session.write(_NEW_ROUND, {"id": work_order.id, "at": view.now}, row=work_order.id)
     if Due.NAMED_DRIVER in due:
         await _offer_to_named_driver(session, work_order)
     if Due.ESCALATION in due:
@@ -88,35 +88,35 @@ async def settle(session: Session, work_order_id: UUID) -> None:
         await lock_driver(session, work_order.assigned_driver_id)
         await session.run(COUNT_ASSIGNMENT, {"id": work_order.id})
     if Due.NUDGE in due:
-        await session.run(_NUDGED, {"id": work_order.id, "at": view.now})
+        session.write(_NUDGED, {"id": work_order.id, "at": view.now}, row=work_order.id)
         await notify_driver(session, Event.NUDGE, work_order, work_order.assigned_driver_id, at=view.now)
     if Due.LATE_ALERT in due:
-        await session.run(_LATE_ALERTED, {"id": work_order.id, "at": view.now})
+        session.write(_LATE_ALERTED, {"id": work_order.id, "at": view.now}, row=work_order.id)
         await _tell_dispatchers(session, work_order, Event.LATE_ALERT, view.now)
 
 
-_NEW_ROUND = text("""
+_NEW_ROUND = Sql("""
 UPDATE work_orders SET round = round + 1, next_round_at = NULL, broadcast_until = NULL, nobody_reasons = NULL,
     match_from = CASE WHEN manual THEN NULL ELSE least(coalesce(match_from, :at), :at) END
 WHERE id = :id
 """)
-_NUDGED = text("UPDATE work_orders SET nudged_at = :at WHERE id = :id")
-_LATE_ALERTED = text("UPDATE work_orders SET late_alerted_at = :at WHERE id = :id")
-_ESCALATED = text("UPDATE work_orders SET escalations = escalations + 1 WHERE id = :id")
-_BACK_IN_LINE = text("UPDATE work_orders SET match_from = :match_from, next_round_at = :next_round_at WHERE id = :id")
-_REMIND = text("""
+_NUDGED = Sql("UPDATE work_orders SET nudged_at = :at WHERE id = :id")
+_LATE_ALERTED = Sql("UPDATE work_orders SET late_alerted_at = :at WHERE id = :id")
+_ESCALATED = Sql("UPDATE work_orders SET escalations = escalations + 1 WHERE id = :id")
+_BACK_IN_LINE = Sql("UPDATE work_orders SET match_from = :match_from, next_round_at = :next_round_at WHERE id = :id")
+_REMIND = Sql("""
 UPDATE offers SET reminded_at = :at, expires_at = least(:at + make_interval(secs => :ttl_s), expires_max_at)
 WHERE id = :id AND status = 'pending' AND reminded_at IS NULL AND expires_max_at > :at
 """)
-_EXPIRE = text("""
+_EXPIRE = Sql("""
 UPDATE offers SET status = 'expired', reason = :reason, responded_at = :at WHERE id = :id AND status = 'pending'
 """)
-_LAPSED_DRIVER = text("""
+_LAPSED_DRIVER = Sql("""
 UPDATE driver_dispatch SET queue_at = :at, duty = CASE WHEN :off_duty THEN 'off' ELSE duty END,
     duty_since = CASE WHEN :off_duty THEN :at ELSE duty_since END, state_version = state_version + 1
 WHERE driver_id = :driver_id
 """)
-_NAMED_DRIVER = text("SELECT driver_id FROM routes WHERE work_order_id = :id")
+_NAMED_DRIVER = Sql("SELECT driver_id FROM routes WHERE work_order_id = :id")
 
 
 async def _close_offers(session: Session, work_order: Row[Any], view: WorkView, policy: Policy) -> None:
@@ -131,25 +131,26 @@ async def _close_offers(session: Session, work_order: Row[Any], view: WorkView, 
             await _lapse(session, work_order, offer, policy, view.now)
             freed = freed or offer.exclusive
         elif driver_is_gone(offer, policy):
-            await _expire(session, work_order, offer, OfferReason.DRIVER_UNAVAILABLE, view.now)
+            _expire(session, work_order, offer, OfferReason.DRIVER_UNAVAILABLE, view.now)
             if offer.exclusive:
-                await touch_drivers(session, [UUID(offer.driver_id)])
+                touch_driver(session, UUID(offer.driver_id))
         else:
             left += 1
     if not left and not view.manual:
-        await _back_in_line(session, work_order, view, policy)
+        _back_in_line(session, work_order, view, policy)
     if freed:
         await wake_head(session, work_order.organization_id)
 
 
-async def _back_in_line(session: Session, work_order: Row[Any], view: WorkView, policy: Policy) -> None:
+def _back_in_line(session: Session, work_order: Row[Any], view: WorkView, policy: Policy) -> None:
     """No offer is out: the lane may serve it again, at once or, when a whole broadcast failed, in the next round."""
     if view.broadcast_until is not None and not policy.auto_assign:
         match_from: datetime | None = None
         next_round_at: datetime | None = view.now + timedelta(seconds=policy.recheck_s)
     else:
         match_from, next_round_at = view.match_from or view.now, view.next_round_at
-    await session.run(_BACK_IN_LINE, {"id": work_order.id, "match_from": match_from, "next_round_at": next_round_at})
+    values = {"id": work_order.id, "match_from": match_from, "next_round_at": next_round_at}
+    session.write(_BACK_IN_LINE, values, row=work_order.id)
 
 
 async def _remind(session: Session, work_order: Row[Any], offer: OfferView, policy: Policy, at: datetime) -> bool:
@@ -164,13 +165,14 @@ async def _remind(session: Session, work_order: Row[Any], offer: OfferView, poli
 
 async def _lapse(session: Session, work_order: Row[Any], offer: OfferView, policy: Policy, at: datetime) -> None:
     """The driver did not answer. Except for a broadcast, which asked everybody, it costs the place in line."""
-    await _expire(session, work_order, offer, OfferReason.TIMEOUT, at)
     if offer.mode is OfferMode.BROADCAST:
+        _expire(session, work_order, offer, OfferReason.TIMEOUT, at)
         return
     driver_id = UUID(offer.driver_id)
     driver = await lock_driver(session, driver_id)
+    _expire(session, work_order, offer, OfferReason.TIMEOUT, at)
     off_duty = policy.on_timeout is OnTimeout.OFF_DUTY and driver.duty == Duty.ON and driver.active_count == 0
-    await session.run(_LAPSED_DRIVER, {"driver_id": driver_id, "at": at, "off_duty": off_duty})
+    session.write(_LAPSED_DRIVER, {"driver_id": driver_id, "at": at, "off_duty": off_duty}, row=driver_id)
     if off_duty:
         record(
             session, "USER_STATUS_CHANGED", organization_id=work_order.organization_id, entity_type="driver",
@@ -182,8 +184,9 @@ async def _lapse(session: Session, work_order: Row[Any], offer: OfferView, polic
         await _tell_dispatchers(session, work_order, Event.NOBODY_ELIGIBLE, at, key=offer.id)
 
 
-async def _expire(session: Session, work_order: Row[Any], offer: OfferView, reason: OfferReason, at: datetime) -> None:
-    await session.run(_EXPIRE, {"id": UUID(offer.id), "reason": reason.value, "at": at})
+def _expire(session: Session, work_order: Row[Any], offer: OfferView, reason: OfferReason, at: datetime) -> None:
+    offer_id = UUID(offer.id)
+    session.write(_EXPIRE, {"id": offer_id, "reason": reason.value, "at": at}, row=offer_id)
     record(
         session, "OFFER_EXPIRED", organization_id=work_order.organization_id, entity_type="offer",
         entity_id=UUID(offer.id), work_order_id=work_order.id, reason=reason.value,
@@ -193,7 +196,7 @@ async def _expire(session: Session, work_order: Row[Any], offer: OfferView, reas
 async def _expire_order(session: Session, work_order: Row[Any], *, at: datetime) -> None:
     """Nobody took it in time."""
     freed = await close_pending(session, work_order, OfferReason.CANCELLED, at=at)
-    await change_status(session, work_order, WorkOrderStatus.EXPIRED, at=at, match_from=None)
+    change_status(session, work_order, WorkOrderStatus.EXPIRED, at=at, match_from=None)
     await _tell_dispatchers(session, work_order, Event.NOBODY_ELIGIBLE, at)
     if freed:
         await wake_head(session, work_order.organization_id)
@@ -208,7 +211,7 @@ async def _offer_to_named_driver(session: Session, work_order: Row[Any]) -> None
 
 async def _escalate(session: Session, work_order: Row[Any], view: WorkView) -> None:
     """Tell the dispatchers that this work still has nobody: once per step."""
-    await session.run(_ESCALATED, {"id": work_order.id})
+    session.write(_ESCALATED, {"id": work_order.id}, row=work_order.id)
     record(
         session, f"{work_order.kind}_ESCALATED".upper(), organization_id=work_order.organization_id,
         entity_type="work_order", entity_id=work_order.id, step=view.escalations + 1, reasons=view.nobody_reasons,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, and_, exists, false, func, or_, select, text
+from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, exists, false, func, or_, select
 
 from models.identity.permissions import Caller
 from models.identity.rules import Role
 from models.kit.database import Session
 from models.kit.errors import NotFound
+from models.kit.sql import Sql
 from models.offers.rules import OfferStatus
 from models.offers.tables import offers
 from models.work.rules import WorkKind, WorkOrderStatus
@@ -70,15 +72,25 @@ _COLUMNS: Final = (
     _STOPS.label("stops"),
 )
 
-_PROGRESS: Final = text("SELECT offered_at IS NOT NULL OR status <> 'pending' FROM work_orders WHERE id = :id")
+_EVENTS: Final = (
+    select(work_order_events)
+    .where(
+        work_order_events.c.work_order_id == bindparam("id"),
+        # True of every event; it spares the partitions of the months before.
+        work_order_events.c.created_at >= bindparam("since"),
+    )
+    .order_by(work_order_events.c.created_at, work_order_events.c.id)
+)
+_PROGRESS: Final = Sql("SELECT offered_at IS NOT NULL OR status <> 'pending' FROM work_orders WHERE id = :id")
 
 
 class WorkFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """`status` is a state or OFFERED, `since` (included) and `until` (not) are about its creation, `search` is looked
-    for in reference, address and premise; `sort` is a key of SORTS."""
+    """`status` is a state or OFFERED, `statuses` are states of which any will do, `since` (included) and `until` (not)
+    are about its creation, `search` is looked for in reference, address and premise; `sort` is a key of SORTS."""
 
     kind: WorkKind | None = None
     status: str | None = None
+    statuses: frozenset[WorkOrderStatus] | None = None
     driver_id: UUID | None = None
     search: str | None = None
     since: datetime | None = None
@@ -107,9 +119,7 @@ async def work_orders_page(
 
 async def work_order(session: Session, caller: Caller, work_order_id: UUID, kind: WorkKind | None = None) -> Row[Any]:
     """One work order with its kind's own columns. Raises NotFound as `visible` does."""
-    row = await session.row(
-        select(*_COLUMNS).select_from(_WITH_SIDES).where(*_this(caller, work_order_id, kind))
-    )
+    row = await session.row(_one(caller, kind), {"id": work_order_id})
     if row is None:
         raise NotFound("No such work order")
     return row
@@ -118,17 +128,13 @@ async def work_order(session: Session, caller: Caller, work_order_id: UUID, kind
 async def visible(session: Session, caller: Caller, work_order_id: UUID, kind: WorkKind | None = None) -> None:
     """The check before a command, which locks by id alone. Raises NotFound for work of another tenant, of another
     kind, or that this driver or customer has nothing to do with."""
-    if await session.row(select(work_orders.c.id).where(*_this(caller, work_order_id, kind))) is None:
+    if await session.row(_whether_one(caller, kind), {"id": work_order_id}) is None:
         raise NotFound("No such work order")
 
 
-async def events_of(session: Session, work_order_id: UUID) -> Sequence[Row[Any]]:
-    """The history of one work order, oldest first."""
-    return await session.rows(
-        select(work_order_events)
-        .where(work_order_events.c.work_order_id == work_order_id)
-        .order_by(work_order_events.c.created_at, work_order_events.c.id)
-    )
+async def events_of(session: Session, work_order: Row[Any]) -> Sequence[Row[Any]]:
+    """The history of a row of `work_order`, oldest first."""
+    return await session.rows(_EVENTS, {"id": work_order.id, "since": work_order.created_at})
 
 
 async def is_under_way(session: Session, work_order_id: UUID) -> bool:
@@ -157,8 +163,19 @@ def _of_party(caller: Caller) -> ColumnElement[bool] | None:
     return false()
 
 
-def _this(caller: Caller, work_order_id: UUID, kind: WorkKind | None) -> list[ColumnElement[bool]]:
-    found = [work_orders.c.id == work_order_id, seen_by(caller)]
+# Building these takes longer than running them, and one person asks for one piece of work after the other.
+@lru_cache(maxsize=256)
+def _one(caller: Caller, kind: WorkKind | None) -> Select[Any]:
+    return select(*_COLUMNS).select_from(_WITH_SIDES).where(*_this(caller, kind))
+
+
+@lru_cache(maxsize=256)
+def _whether_one(caller: Caller, kind: WorkKind | None) -> Select[Any]:
+    return select(work_orders.c.id).where(*_this(caller, kind))
+
+
+def _this(caller: Caller, kind: WorkKind | None) -> list[ColumnElement[bool]]:
+    found = [work_orders.c.id == bindparam("id"), seen_by(caller)]
     if kind is not None:
         found.append(work_orders.c.kind == kind.value)
     return found
@@ -172,6 +189,8 @@ def _conditions(wanted: WorkFilter) -> list[ColumnElement[bool]]:
         found.append(and_(work_orders.c.status == WorkOrderStatus.PENDING.value, _OPEN_OFFER))
     elif wanted.status is not None:
         found.append(work_orders.c.status == wanted.status)
+    if wanted.statuses is not None:
+        found.append(work_orders.c.status.in_(sorted(wanted.statuses)))
     if wanted.driver_id is not None:
         found.append(work_orders.c.assigned_driver_id == wanted.driver_id)
     if wanted.search:

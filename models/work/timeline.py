@@ -109,12 +109,17 @@ def _while_pending(view: WorkView, policy: Policy) -> list[tuple[datetime, Due]]
         found.append((view.now, Due.BACK_IN_LINE))
     if not pending and view.next_round_at is not None:
         found.append((view.next_round_at, Due.NEW_ROUND))
-    if view.kind is WorkKind.ROUTE and not any(offer.round == view.round for offer in view.offers):
+    if view.kind is WorkKind.ROUTE and not any(_was_asked_or_gave_it_up(offer, view.round) for offer in view.offers):
         found.append((starts_at(view, policy) or view.now, Due.NAMED_DRIVER))
     if view.escalations < len(ESCALATION_STEPS):
         after = policy.escalate_after_s * ESCALATION_STEPS[view.escalations]
         found.append((view.escalate_from + timedelta(seconds=after), Due.ESCALATION))
     return found
+
+
+def _was_asked_or_gave_it_up(offer: OfferView, round_: int) -> bool:
+    """A route is offered to its named driver once a round; one that came back to us waits for a person instead."""
+    return offer.round == round_ or (offer.round == round_ - 1 and offer.status is OfferStatus.ACCEPTED)
 
 
 def _while_held(view: WorkView, policy: Policy) -> list[tuple[datetime, Due]]:

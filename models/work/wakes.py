@@ -13,10 +13,10 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.engine import Row
 
 from models.kit.database import Session
+from models.kit.sql import Sql
 
 
 class Wake(StrEnum):
@@ -35,8 +35,8 @@ class Wake(StrEnum):
 
 TOPIC = "wakes"
 
-# Sorted, in one statement, as the last of the transaction: so two transactions never wait for each other's wakes.
-_RAISE = text("""
+# Sorted and at the very end, when the transaction holds every lock it needs: so two never wait for each other's wakes.
+_RAISE = Sql("""
 INSERT INTO workflow_wakes (work_order_id, organization_id, reason, due_at)
 SELECT work_order_id, organization_id, reason, coalesce(due_at, clock_timestamp())
 FROM unnest(CAST(:ids AS uuid[]), CAST(:organizations AS uuid[]), CAST(:reasons AS text[]), CAST(:due AS timestamptz[]))
@@ -56,8 +56,8 @@ def raise_wake(
     raised[work_order_id] = (organization_id, reason, due_at)
     session.topics.add(TOPIC)
 
-    async def write() -> None:
-        await session.run(
+    def write() -> None:
+        session.write(
             _RAISE,
             {
                 "ids": list(raised),
@@ -65,13 +65,14 @@ def raise_wake(
                 "reasons": [reason.value for _, reason, _ in raised.values()],
                 "due": [due for _, _, due in raised.values()],
             },
+            row=work_order_id,
         )
 
-    session.finally_do(TOPIC, write)
+    session.before_commit(TOPIC, write)
 
 
 # The first in line, and only work that the lane may serve now.
-_HEAD = text("""
+_HEAD = Sql("""
 SELECT id FROM work_orders
 WHERE organization_id = :organization_id AND match_from <= clock_timestamp()
 ORDER BY priority DESC, waiting_since, id LIMIT 1
@@ -85,7 +86,7 @@ async def wake_head(session: Session, organization_id: UUID) -> None:
         raise_wake(session, head, organization_id, Wake.DRIVER_AVAILABLE)
 
 
-_LEASE = text("""
+_LEASE = Sql("""
 WITH due AS (
     SELECT work_order_id FROM workflow_wakes
     WHERE seq > sent_seq AND due_at <= clock_timestamp()
@@ -101,18 +102,28 @@ RETURNING k.work_order_id, k.organization_id, k.seq, k.sent_seq, k.reason, k.att
     w.kind, w.reference, w.status, w.priority, w.assigned_driver_id
 """)
 
-_SENT = text("""
+# Locked in the order in which wakes are raised, so that the two never wait for each other.
+_SENT = Sql("""
+WITH locked AS MATERIALIZED (
+    SELECT work_order_id FROM workflow_wakes WHERE work_order_id = ANY(CAST(:ids AS uuid[]))
+    ORDER BY work_order_id FOR NO KEY UPDATE
+)
 UPDATE workflow_wakes k SET sent_seq = greatest(k.sent_seq, sent.seq), claimed_until = NULL, attempts = 0
 FROM unnest(CAST(:ids AS uuid[]), CAST(:seqs AS bigint[])) AS sent (work_order_id, seq)
+    JOIN locked USING (work_order_id)
 WHERE k.work_order_id = sent.work_order_id
 """)
 
-_UNSENT = text("""
-UPDATE workflow_wakes SET claimed_until = clock_timestamp() + make_interval(secs => :delay_s)
-WHERE work_order_id = ANY(CAST(:ids AS uuid[]))
+_UNSENT = Sql("""
+WITH locked AS MATERIALIZED (
+    SELECT work_order_id FROM workflow_wakes WHERE work_order_id = ANY(CAST(:ids AS uuid[]))
+    ORDER BY work_order_id FOR NO KEY UPDATE
+)
+UPDATE workflow_wakes k SET claimed_until = clock_timestamp() + make_interval(secs => :delay_s)
+FROM locked WHERE k.work_order_id = locked.work_order_id
 """)
 
-_NEXT_DUE = text("""
+_NEXT_DUE = Sql("""
 SELECT extract(epoch FROM min(greatest(due_at, claimed_until)) - clock_timestamp())::float8
 FROM workflow_wakes WHERE seq > sent_seq
 """)
