@@ -43,6 +43,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, help="pairs of dispatcher and driver at once")
     parser.add_argument("--rounds", type=int, help="rounds of each floor and ours")
     parser.add_argument("--open", type=int, dest="open_offers", help="offers open at once in `expiry`")
+    parser.add_argument("--spread", type=float, dest="spread_s", help="seconds over which those offers expire")
     parser.add_argument("--together", action="store_true", help="API and worker in one process (`fairlead all`)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="keep the run, as bench/RESULTS.md")
     return parser.parse_args(arguments)
@@ -57,7 +58,7 @@ def _sections(given: str) -> list[str]:
 
 
 def _sizes(options: argparse.Namespace) -> Sizes:
-    names = ("lifecycles", "concurrency", "rounds", "open_offers")
+    names = ("lifecycles", "concurrency", "rounds", "open_offers", "spread_s")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return msgspec.structs.replace(QUICK if options.quick else Sizes(), **given)
 

@@ -122,6 +122,8 @@ async def _our_levels(report: Report, sizes: Sizes, *, together: bool) -> list[L
             async def open_one() -> None:
                 await ours.dispatching.create(ABSENT)
 
+            # Connections, caches and compiled statements are there before the first level.
+            await _probe(ours, main, sizes.probes)
             done = 0
             for wanted in (0, *sizes.levels):
                 report.say(f"growth: {wanted} open work orders")

@@ -32,7 +32,7 @@ class Temperament(msgspec.Struct, frozen=True, kw_only=True):
 
 
 PROMPT: Final = Temperament(name="prompt")
-PICKY: Final = Temperament(name="picky", answers_after_s=(0.5, 2.0), rejects=0.3)
+PICKY: Final = Temperament(name="picky", answers_after_s=(0.5, 2.0), rejects=0.4)
 ABSENT: Final = Temperament(name="ignores offers", ignores=True)
 COFFEE: Final = Temperament(name="takes breaks", takes_breaks=True)
 
@@ -105,9 +105,10 @@ class PlayedDriver:
 
     async def _breaks(self) -> None:
         while True:
-            await self._pace.wait(10, 18)
-            if self._holding or self._open is not None:
-                continue
+            await self._pace.wait(8, 14)
+            # Not in the middle of something.
+            while self._holding or self._open is not None:
+                await self._pace.wait(0.3)
             self._on_break = True
             self.line.always_there = False
             await self._set_status("break")
@@ -178,7 +179,7 @@ class PlayedDriver:
             await self.account.ask("POST", f"/offers/{offer.id}/accept")
         except Refused as error:
             if error.code == "OFFER_TAKEN":
-                self._morning.say(f"{self.line.name} reaches for {reference}, and somebody was quicker")
+                self._too_late(reference)
             elif error.code == "OFFER_EXPIRED":
                 self._lapsed(offer)
             elif error.code == "DRIVER_BUSY" and offer.exclusive:
@@ -187,6 +188,12 @@ class PlayedDriver:
         self.line.accepted += 1
         self._morning.say(f"{self.line.name} accepts {reference}")
         await self._find_own_work()
+
+    def _too_late(self, reference: str) -> None:
+        """Said of the first only: a broadcast has a dozen of them."""
+        if reference not in self._morning.contested:
+            self._morning.contested.add(reference)
+            self._morning.say(f"{self.line.name} reaches for {reference}, and somebody was quicker")
 
     async def _reject(self, offer: Offer, why: str) -> None:
         try:

@@ -139,8 +139,7 @@ class Dispatcher:
         """Say what nobody of the cast did: endings by the clock or by another person at another screen."""
         self._morning.see(work_order)
         if work_order.status == "expired":
-            reasons = self._morning.last_reasons.get(work_order.id)
-            self._morning.say(f"{work_order.reference} expires: nobody took it{f' ({reasons})' if reasons else ''}")
+            self._morning.say(f"{work_order.reference} expires: nobody took it")
         elif work_order.status == "cancelled":
             self._morning.say(f"{work_order.reference} was called off: {work_order.cancellation_reason or 'no reason'}")
 

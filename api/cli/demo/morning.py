@@ -16,6 +16,18 @@ from api.cli.demo.client import WorkOrder
 ENDED: Final = frozenset({"completed", "cancelled", "expired", "disputed"})
 KINDS: Final = ("enrollment", "job", "order")
 _EVENTS_KEPT: Final = 200
+#: The reasons of the API in words; one that is new to us stands for itself.
+_WHY_NOT: Final = {
+    "missing_skill": "without the skill",
+    "wrong_vehicle": "with another kind of vehicle",
+    "rejected": "had rejected it",
+    "already_offered": "had been asked before",
+    "lapse_pause": "had let it pass",
+    "has_offer": "answering another offer",
+    "busy": "busy",
+    "silent": "not heard from",
+    "out_of_radius": "too far away",
+}
 
 
 class Pace:
@@ -67,8 +79,11 @@ class Morning:
         self.began = time.monotonic()
         self.drivers: dict[str, DriverLine] = {}
         self.work: dict[str, WorkOrder] = {}
-        #: Why nobody could be asked, as last seen while it waited: gone from the work order once it has ended.
-        self.last_reasons: dict[str, str] = {}
+        #: Why nobody could be asked while it waited, and of how many drivers at most that was true: a look tells only
+        #: of its own moment, and an ended work order nothing any more.
+        self.reasons: dict[str, Counter[str]] = {}
+        #: Orders that more than one driver reached for.
+        self.contested: set[str] = set()
         #: Given up on when the patience ran out.
         self.undeliverable: set[str] = set()
         self.events: deque[tuple[float, str]] = deque(maxlen=_EVENTS_KEPT)
@@ -89,9 +104,15 @@ class Morning:
         """The newest state of a work order of ours, from whichever answer it came."""
         self.work[work_order.id] = work_order
         if work_order.status == "pending":
-            self.last_reasons[work_order.id] = ", ".join(
-                f"{each.count} {each.reason.replace('_', ' ')}" for each in work_order.waiting_reasons or ()
-            )
+            seen = Counter({each.reason: each.count for each in work_order.waiting_reasons or ()})
+            # The union of counters keeps the larger count.
+            self.reasons[work_order.id] = self.reasons.get(work_order.id, Counter()) | seen
+
+    def why_nobody(self, work_order_id: str) -> str:
+        """`up to 17 too far away, 11 busy`; empty where somebody could always be asked."""
+        reasons = self.reasons.get(work_order_id, Counter()).most_common()
+        listed = ", ".join(f"{count} {_WHY_NOT.get(reason, reason)}" for reason, count in reasons)
+        return f"up to {listed}" if listed else ""
 
     @property
     def ended(self) -> int:

@@ -16,6 +16,8 @@ from api.cli.demo.morning import ENDED, KINDS, DriverLine, Morning
 from models.reports.rules import jain_index
 
 _EXPLAINED: Final = 5
+_SOMEBODY: Final = "another driver"
+_ENDED_AS: Final = {"rejected": "rejected it", "timeout": "let it pass", "driver_unavailable": "left duty"}
 
 
 class Share(msgspec.Struct):
@@ -27,7 +29,7 @@ class Share(msgspec.Struct):
     #: Let pass until the time was over.
     expired: int = 0
     #: Another driver was quicker, or the work went away.
-    withdrawn: int = 0
+    missed: int = 0
     assigned: int = 0
 
 
@@ -45,7 +47,7 @@ def shares(work: Iterable[WorkOrder]) -> dict[str, Share]:
         elif offer.reason == "timeout":
             share.expired += 1
         else:
-            share.withdrawn += 1
+            share.missed += 1
     return found
 
 
@@ -93,12 +95,23 @@ async def summarize(console: Console, morning: Morning, dispatcher: Dispatcher) 
     names = {line.driver_id: line.name for line in morning.drivers.values()}
     for work_order, offer in worth_explaining(work):
         explanation = await dispatcher.explanation(offer.id)
-        rank = f" (number {explanation.position} in line)" if explanation.position else ""
-        name = names.get(offer.driver_id, "another driver")
-        _say(console, f"  {work_order.reference} went to {name}{rank}, {offer.mode}: {explanation.summary}")
+        rank = f", number {explanation.position} in line" if explanation.position else ""
+        name = names.get(offer.driver_id, _SOMEBODY)
+        before = _asked_before(work_order, offer, names)
+        _say(console, f"  {work_order.reference} to {name} ({offer.mode}{rank}){before}. {explanation.summary}")
     _print_unassigned(console, morning, work)
     console.print()
     _say(console, verdict(morning, work))
+
+
+def _asked_before(work_order: WorkOrder, offer: Offer, names: dict[str, str]) -> str:
+    """`, after Noah Fischer let it pass`; those of a broadcast were all asked at once."""
+    told = [
+        f"{names.get(earlier.driver_id, _SOMEBODY)} {_ENDED_AS.get(earlier.reason or earlier.status, 'did not take it')}"
+        for earlier in work_order.offers
+        if earlier.exclusive and earlier.sequence < offer.sequence
+    ]
+    return f", after {' and '.join(told)}" if told else ""
 
 
 def verdict(morning: Morning, work: Sequence[WorkOrder]) -> str:
@@ -112,10 +125,12 @@ def verdict(morning: Morning, work: Sequence[WorkOrder]) -> str:
 
 
 def _drivers_table(morning: Morning, by_driver: dict[str, Share]) -> Table:
-    table = Table(title="Drivers", title_justify="left", title_style="bold", box=None, header_style="dim")
+    table = Table(
+        title="Drivers", title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0), header_style="dim"
+    )
     table.add_column("driver", no_wrap=True)
     table.add_column("temperament", no_wrap=True)
-    for name in ("offered", "accepted", "rejected", "expired", "withdrawn", "assigned"):
+    for name in ("offered", "accepted", "rejected", "expired", "missed", "assigned"):
         table.add_column(name, justify="right")
     for line in morning.drivers.values():
         share = by_driver.get(line.driver_id, Share())
@@ -160,9 +175,9 @@ def _print_unassigned(console: Console, morning: Morning, work: Iterable[WorkOrd
     console.print(Text("\nNot assigned, and why", style="bold"))
     for work_order in unassigned:
         what = "declared undeliverable" if work_order.id in morning.undeliverable else work_order.status
-        reasons = morning.last_reasons.get(work_order.id)
+        reasons = morning.why_nobody(work_order.id)
         asked = f"offered {len(work_order.offers)} times" if work_order.offers else "offered to nobody"
-        why = f"; of the drivers on duty, {reasons}" if reasons else ""
+        why = f"; of the drivers on duty were, while it waited, {reasons}" if reasons else ""
         _say(console, f"  {work_order.reference}, {work_order.address}: {what}, {asked}{why}")
 
 
