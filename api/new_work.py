@@ -50,7 +50,7 @@ async def made(
         with contextlib.suppress(SQLAlchemyError, OSError):
             await _first_offer(database, work_order_id, wait)
             async with database.reading() as session:
-                work_order = await detail(session, caller, work_order_id, is_new=True)
+                work_order = await detail(session, caller, work_order_id)
     headers["ETag"] = f'"{work_order.version}"'
     return Response(work_order, status_code=201, headers=headers)
 

@@ -50,9 +50,12 @@ def worker() -> None:
     """The Temporal worker with the relay."""
     import asyncio
 
+    from api.logs import configure_logging
     from workflows.worker import run_worker
 
-    asyncio.run(run_worker(load_settings()))
+    settings = load_settings()
+    configure_logging(settings)
+    asyncio.run(run_worker(settings))
 
 
 @cli.command(name="all")

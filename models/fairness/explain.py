@@ -97,7 +97,8 @@ def explain(header: Header, candidates: list[Candidate], driver_id: str) -> Expl
         ):
             nearer_busy += 1
     factors = _factors(header, chosen)
-    parts = [factors[0].text]
+    place = f"ranked {position + 1} of {len(ranked)} eligible" if len(ranked) > 1 else "the only one eligible"
+    parts = [factors[0].text, place]
     if header.action == "broadcast":
         parts.insert(0, f"offered to the {header.chosen} best-ranked drivers at once")
     if header.action == "auto":
@@ -111,7 +112,7 @@ def explain(header: Header, candidates: list[Candidate], driver_id: str) -> Expl
     if others:
         parts.append("of the others on duty, " + ", ".join(others))
     return Explanation(
-        summary="; ".join(parts).capitalize() + ".",
+        summary=_sentence("; ".join(parts)),
         position=position + 1,
         candidates_considered=len(candidates),
         factors=factors,
@@ -119,6 +120,10 @@ def explain(header: Header, candidates: list[Candidate], driver_id: str) -> Expl
         policy_version=header.policy_version,
         rule_version=header.rule_version,
     )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _factors(header: Header, c: Candidate) -> list[Factor]:

@@ -51,10 +51,15 @@ WHERE id = :id
 """)
 
 _NOBODY = Sql("""
-UPDATE work_orders SET nobody_reasons = :reasons,
-    next_round_at = CASE WHEN CAST(:next_round_at AS timestamptz) IS NULL THEN NULL
-        ELSE coalesce(next_round_at, :next_round_at) END
-WHERE id = :id
+UPDATE work_orders w SET nobody_reasons = :reasons,
+    next_round_at = CASE
+        WHEN CAST(:again_at AS timestamptz) IS NOT NULL THEN coalesce(w.next_round_at, :again_at)
+        -- Who was asked in this round and left duty may come back, and then finds it over.
+        WHEN CAST(:recheck_at AS timestamptz) IS NOT NULL AND EXISTS (
+            SELECT FROM offers o WHERE o.work_order_id = w.id AND o.round = w.round
+                AND (o.status <> 'rejected' OR NOT :reject_memory)) THEN coalesce(w.next_round_at, :recheck_at)
+    END
+WHERE w.id = :id
 """)
 
 _COUNT = Sql(
@@ -313,16 +318,20 @@ def _record_nobody(session: Session, turn: _Turn) -> None:
     reasons, summary = turn.choice.reasons(), summary_of(turn.choice)
     if _names(summary) != _names(work_order.nobody_reasons or ""):
         _decide(session, turn, action="nobody", chosen=0)
+    recheck_at: datetime | None = work_order.now + timedelta(seconds=policy.recheck_s)
     again_at: datetime | None = None
     if Exclusion.ALREADY_OFFERED in reasons:
-        again_at = work_order.now + timedelta(seconds=policy.recheck_s)
+        again_at = recheck_at
     elif Exclusion.LAPSE_PAUSE in reasons:
         paused = {driver_id for driver_id, reason in turn.choice.excluded if reason is Exclusion.LAPSE_PAUSE}
         ends = [lapse_ends_at(policy, c) or turn.now for c in turn.candidates if c.driver_id in paused]
         again_at = work_order.now + timedelta(microseconds=min(ends) - turn.now)
     if policy.max_rounds is not None and work_order.round >= policy.max_rounds:
-        again_at = None
-    values = {"id": work_order.id, "reasons": summary, "next_round_at": again_at}
+        again_at = recheck_at = None
+    values = {
+        "id": work_order.id, "reasons": summary, "again_at": again_at, "recheck_at": recheck_at,
+        "reject_memory": policy.reject_memory,
+    }  # fmt: skip
     session.write(_NOBODY, values, row=work_order.id)
 
 

@@ -69,9 +69,10 @@ UPDATE driver_dispatch SET
 WHERE driver_id = :driver_id
 """)
 
+# A broadcast that assigns nobody at its end has no `match_from`: its next round is planned when `advance` looks.
 _BACK_IN_LINE = Sql("""
 UPDATE work_orders SET match_from = :at
-WHERE id = :id AND NOT EXISTS (
+WHERE id = :id AND (broadcast_until IS NULL OR match_from IS NOT NULL) AND NOT EXISTS (
     SELECT FROM offers o WHERE o.work_order_id = :id AND o.status = 'pending' AND o.id <> :offer_id)
 """)
 
@@ -240,7 +241,11 @@ async def reject(session: Session, offer_id: UUID, driver_id: UUID, reject_reaso
     answer = {"offer_id": offer_id, "at": offer.now, "reject_reason": reject_reason}
     session.write(_REJECT, answer, row=offer_id)
     to_the_end = offer.reject_streak + 1 >= REJECTIONS_IN_A_ROW
-    session.write(_REJECTED_DRIVER, {"driver_id": driver_id, "to_the_end": to_the_end, "at": offer.now}, row=driver_id)
+    if offer.mode != OfferMode.BROADCAST:
+        # A broadcast asks everybody: like ignoring it, refusing it never moves a place in line.
+        session.write(
+            _REJECTED_DRIVER, {"driver_id": driver_id, "to_the_end": to_the_end, "at": offer.now}, row=driver_id
+        )
     if not work_order.manual:
         session.write(_BACK_IN_LINE, {"id": work_order.id, "offer_id": offer_id, "at": offer.now}, row=work_order.id)
     record(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from uuid import UUID
 
 from models.kit.database import Session
@@ -27,8 +28,14 @@ async def next_reference(session: Session, organization_id: UUID, prefix: str) -
     left = _left.setdefault(key, [])
     if left:
         return f"{prefix}-{left.pop()}"
-    first: int = await session.value(
-        _TAKE_BLOCK, {"organization_id": organization_id, "prefix": prefix, "first": FIRST, "block": BLOCK}
-    )
-    session.after_commit(lambda: left.extend(range(first + BLOCK - 1, first, -1)))
-    return f"{prefix}-{first}"
+    taken = f"references {prefix} {organization_id}"
+    mine: list[int] | None = session.scratch.get(taken)
+    if mine is None:
+        mine = session.scratch[taken] = []
+        session.after_commit(partial(left.extend, mine))
+    if not mine:
+        first: int = await session.value(
+            _TAKE_BLOCK, {"organization_id": organization_id, "prefix": prefix, "first": FIRST, "block": BLOCK}
+        )
+        mine.extend(range(first + BLOCK - 1, first - 1, -1))
+    return f"{prefix}-{mine.pop()}"

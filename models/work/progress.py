@@ -146,7 +146,9 @@ def _back_in_line(session: Session, work_order: Row[Any], view: WorkView, policy
     """No offer is out: the lane may serve it again, at once or, when a whole broadcast failed, in the next round."""
     if view.broadcast_until is not None and not policy.auto_assign:
         match_from: datetime | None = None
-        next_round_at: datetime | None = view.now + timedelta(seconds=policy.recheck_s)
+        next_round_at: datetime | None = None
+        if policy.max_rounds is None or view.round < policy.max_rounds:
+            next_round_at = view.now + timedelta(seconds=policy.recheck_s)
     else:
         match_from, next_round_at = view.match_from or view.now, view.next_round_at
     values = {"id": work_order.id, "match_from": match_from, "next_round_at": next_round_at}

@@ -8,8 +8,10 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from sqlalchemy import select
 
 from api.policies import DispatchPolicy
+from models.audit.tables import audit_log
 from models.kit.database import Database
 from models.kit.ids import new_id
 from models.policies.rules import DEFAULTS, Policy
@@ -78,8 +80,13 @@ async def test_a_change_is_a_new_version_and_the_old_one_stays(
     rows = await world.all("SELECT * FROM dispatch_policies WHERE kind = 'job' ORDER BY version")
     assert [(row.version, row.is_current) for row in rows] == [(1, False), (2, True)]
     assert rows[1].created_by_user_id == admin.user_id
-    (audit,) = await world.all("SELECT metadata FROM audit_log WHERE action = 'DISPATCH_POLICY_CHANGED'")
-    assert '"offer_ttl_s"' in str(audit.metadata).replace("'", '"')
+    async with database.transaction() as session:
+        changed_by = await session.row(select(audit_log).where(audit_log.c.action == "DISPATCH_POLICY_CHANGED"))
+    assert changed_by is not None
+    assert (changed_by.entity_id, changed_by.metadata["version"]) == (rows[1].id, 2)
+    assert changed_by.metadata["changed"] == {
+        "offer_ttl_s": [120, 60], "radius_km": [25, None], "ranking": ["fair", "weighted"], "capacity": [1, 2],
+    }  # fmt: skip
 
 
 async def test_an_offer_names_the_version_that_made_it(client: httpx.AsyncClient, database: Database) -> None:

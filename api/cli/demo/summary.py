@@ -17,6 +17,7 @@ from models.reports.rules import jain_index
 
 _EXPLAINED: Final = 5
 _SOMEBODY: Final = "another driver"
+_DID_NOT: Final = "did not take it"
 _ENDED_AS: Final = {"rejected": "rejected it", "timeout": "let it pass", "driver_unavailable": "left duty"}
 
 
@@ -107,7 +108,7 @@ async def summarize(console: Console, morning: Morning, dispatcher: Dispatcher) 
 def _asked_before(work_order: WorkOrder, offer: Offer, names: dict[str, str]) -> str:
     """`, after Noah Fischer let it pass`; those of a broadcast were all asked at once."""
     told = [
-        f"{names.get(earlier.driver_id, _SOMEBODY)} {_ENDED_AS.get(earlier.reason or earlier.status, 'did not take it')}"
+        f"{names.get(earlier.driver_id, _SOMEBODY)} {_ENDED_AS.get(earlier.reason or earlier.status, _DID_NOT)}"
         for earlier in work_order.offers
         if earlier.exclusive and earlier.sequence < offer.sequence
     ]
@@ -177,7 +178,7 @@ def _print_unassigned(console: Console, morning: Morning, work: Iterable[WorkOrd
         what = "declared undeliverable" if work_order.id in morning.undeliverable else work_order.status
         reasons = morning.why_nobody(work_order.id)
         asked = f"offered {len(work_order.offers)} times" if work_order.offers else "offered to nobody"
-        why = f"; of the drivers on duty were, while it waited, {reasons}" if reasons else ""
+        why = f"; drivers while it waited: {reasons}" if reasons else ""
         _say(console, f"  {work_order.reference}, {work_order.address}: {what}, {asked}{why}")
 
 

@@ -126,7 +126,7 @@ def _now(line: DriverLine) -> Text:
 
 def _events(morning: Morning, newest: int) -> Table:
     table = Table.grid(padding=(0, 1))
-    table.add_column(justify="right", style="dim")
+    table.add_column(justify="right", style="dim", no_wrap=True, min_width=5)
     table.add_column(no_wrap=True, overflow="ellipsis")
     for at, sentence in list(morning.events)[-newest:]:
         table.add_row(f"{at:.0f} s", Text(sentence))
