@@ -191,6 +191,6 @@ def _cors(settings: Settings) -> CORSConfig | None:
         allow_origins=origins,
         allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
         allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match", "Prefer", "X-Request-ID"],
-        expose_headers=["ETag", "Retry-After", "X-Request-ID"],
+        expose_headers=["ETag", "Location", "Preference-Applied", "Retry-After", "X-Request-ID"],
         allow_credentials=True,
     )

@@ -17,6 +17,7 @@ from uuid import UUID
 
 import msgspec
 from litestar import Request, Response
+from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency, Provide
 from litestar.params import QueryParameter
 
@@ -155,7 +156,7 @@ def etagged(resource: T, version: int, *, status_code: int = 200) -> Response[T]
     return Response(resource, headers={"ETag": f'"{version}"'}, status_code=status_code)
 
 
-def wait_preference(request: Request[Any, Any, Any]) -> int:
+def wait_preference(request: ASGIConnection[Any, Any, Any, Any]) -> int:
     """Seconds from `Prefer: wait=N` (RFC 7240), at most 5; 0 without one. A preference is never an error."""
     match = _WAIT.search(request.headers.get("prefer", ""))
     return min(int(match[1]), MAX_WAIT_S) if match else 0

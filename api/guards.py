@@ -15,6 +15,7 @@ from litestar.routes import HTTPRoute, WebSocketRoute
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.bodies import BODY
+from api.dependencies import wait_preference
 from models.identity.permissions import MATRIX, Caller
 from models.identity.rules import Unauthenticated
 from models.identity.tokens import AccessTokens
@@ -59,9 +60,11 @@ class Authentication:
         # Postgres has no text that holds a NUL, and nothing we look for has one in its name.
         if b"%00" in scope["query_string"] or "\0" in scope["path"]:
             raise ValidationFailed({BODY: ["The address must not contain the NUL character"]})
-        await _answer_in_time(
-            self.app, scope, receive, send, scope["route_handler"].opt.get("time_limit_s", TIME_LIMIT_S)
-        )
+        opt = scope["route_handler"].opt
+        limit_s = opt.get("time_limit_s", TIME_LIMIT_S)
+        if opt.get("may_wait"):
+            limit_s += wait_preference(ASGIConnection(scope))
+        await _answer_in_time(self.app, scope, receive, send, limit_s)
 
     def _caller(self, scope: Scope) -> Caller | None:
         for name, value in scope["headers"]:

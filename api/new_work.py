@@ -11,8 +11,8 @@ from typing import Any, Final
 from litestar import Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.dependencies import MAX_WAIT_S, actor_of, wait_preference
-from api.guards import TIME_LIMIT_S, needs
+from api.dependencies import actor_of, wait_preference
+from api.guards import needs
 from api.locations import Location
 from api.work_orders import detail
 from models.identity.permissions import Caller
@@ -26,7 +26,7 @@ _POLL_S: Final = 0.05
 
 def may_wait(permission: str) -> dict[str, Any]:
     """For `opt=` of handlers that answer with `made`: the limit of all, and the wait that the caller prefers."""
-    return needs(permission, time_limit_s=TIME_LIMIT_S + MAX_WAIT_S)
+    return needs(permission, may_wait=True)
 
 
 def point_of(location: Location | None) -> Point | None:

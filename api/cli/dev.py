@@ -25,6 +25,8 @@ PORT_PATIENCE = 2.0
 #: Seconds from "stop" to the last process's end: first API and worker, then what they stand on.
 FRONT_PATIENCE, BACK_PATIENCE = 6.0, 3.0
 READY_PATIENCE = 60.0
+#: A part that dies is started again, but not more than so often within a minute.
+REVIVALS = 5
 PASSWORD = "fairlead-demo"  # noqa: S105 - published, for demo accounts only
 ACCOUNTS = (
     ("admin@demo.test", "administrator"),
@@ -43,7 +45,7 @@ GRAVE = frozenset({"warning", "error", "critical"})
 
 
 def run() -> int:
-    """The process's exit code: 0 after a requested stop, 1 when a part died."""
+    """The process's exit code: 0 after a requested stop, 1 when a part could not be kept up."""
     environ = {k: v for k, v in dotenv_values(Path(".env")).items() if v is not None} | dict(os.environ)
     environ["DEV_MODE"] = "true"
     return asyncio.run(Stack(environ).run())
@@ -63,6 +65,7 @@ class Stack:
         self.worker: Child | None = None
         self.api: Child | None = None
         self.console = Console(highlight=False)
+        self._revived: list[float] = []
         self._stop = asyncio.Event()
         self._hurry = False
 
@@ -214,18 +217,37 @@ class Stack:
         return f"http://{self._host}:{self.settings.port}"
 
     async def _watch(self) -> None:
-        """Until asked to stop; raises ServiceError when a part dies. Shows what worker and API complain about."""
+        """Until asked to stop. Shows what worker and API complain about, and starts a part again that has died: the
+        others wait for it, as they would in production. Raises ServiceError when one does not stay up."""
         followers = [Follower(child) for child in (self.worker, self.api) if child is not None]
         while not self._stop.is_set():
             for follower in followers:
                 for line in follower.grave_lines():
                     self.console.print(f"[dim]{follower.child.name.lower():>6}[/] {escape(line)}", soft_wrap=True)
             for child in self._children:
-                child.check()
+                if not child.running:
+                    self._revive(child)
+                    for follower in followers:
+                        follower.seen = 0 if follower.child is child else follower.seen
             try:
                 await asyncio.wait_for(self._stop.wait(), 0.3)
             except TimeoutError:
                 continue
+
+    def _revive(self, child: Child) -> None:
+        now = time.monotonic()
+        self._revived = [at for at in self._revived if now - at < 60] + [now]
+        if len(self._revived) > REVIVALS:
+            child.check()
+        self.console.print(f"[yellow]{child.name} {child.ending}; starting it again.[/] Log: {child.log}")
+        if self.postgres is not None and child is self.postgres.child:
+            self.postgres.stop(0)
+            self.postgres.start()
+        elif self.temporal is not None and child is self.temporal.child:
+            self.temporal.stop(0)
+            self.temporal.launch()
+        else:
+            child.launch()
 
     async def _bring_down(self) -> None:
         await self._stop_together([child for child in (self.api, self.worker) if child is not None], FRONT_PATIENCE)

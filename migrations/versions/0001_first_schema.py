@@ -493,6 +493,20 @@ def upgrade() -> None:  # noqa: PLR0915 - a schema is long
         unique=False,
     )
     op.create_index(
+        "ix_work_orders_cancelled",
+        "work_orders",
+        ["organization_id", "cancelled_at"],
+        unique=False,
+        postgresql_where=sa.text("cancelled_at IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_work_orders_completed",
+        "work_orders",
+        ["organization_id", "completed_at"],
+        unique=False,
+        postgresql_where=sa.text("completed_at IS NOT NULL"),
+    )
+    op.create_index(
         "ix_work_orders_kind",
         "work_orders",
         ["organization_id", "kind", sa.literal_column("created_at DESC")],

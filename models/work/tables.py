@@ -105,6 +105,12 @@ work_orders = Table(
         postgresql_where=text("match_from IS NOT NULL"),
     ),
     Index("ix_work_orders_board", "organization_id", "status", text("created_at DESC")),
+    Index(
+        "ix_work_orders_completed", "organization_id", "completed_at", postgresql_where=text("completed_at IS NOT NULL")
+    ),
+    Index(
+        "ix_work_orders_cancelled", "organization_id", "cancelled_at", postgresql_where=text("cancelled_at IS NOT NULL")
+    ),
     Index("ix_work_orders_kind", "organization_id", "kind", text("created_at DESC")),
     Index(None, "assigned_driver_id", postgresql_where=text("assigned_driver_id IS NOT NULL")),
     Index(None, "requested_by_user_id", postgresql_where=text("requested_by_user_id IS NOT NULL")),

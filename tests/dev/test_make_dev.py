@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,8 @@ def make_dev(data_dir: Path) -> Iterator[MakeDev]:
         if run.make.poll() is None:
             run.control_c()
         for process in run.processes():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def demo(run: MakeDev, *arguments: str) -> subprocess.Popen[str]:
