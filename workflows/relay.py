@@ -23,7 +23,7 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 from temporalio.exceptions import WorkflowAlreadyStartedError
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from models.kit.database import Database
 from models.kit.settings import Settings
@@ -98,25 +98,11 @@ class WakeRelay:
 
     async def _send(self, row: Row[Any]) -> bool:
         """Start or signal one workflow. True once Temporal has it, or has nothing left to wake."""
-        assert self.client is not None
-        # A creation needs no signal: the start itself makes the workflow look. Whatever comes later says its name.
-        signal = None if row.reason == Wake.CREATED else row.reason
         try:
             async with asyncio.timeout(RPC_TIMEOUT.total_seconds() * 2):
-                await self.client.start_workflow(
-                    DispatchWorkflow.run,
-                    DispatchInput(work_order_id=str(row.work_order_id)),
-                    id=workflow_id(row.work_order_id),
-                    task_queue=DISPATCH_QUEUE,
-                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                    id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
-                    search_attributes=_search_attributes(row),
-                    static_summary=f"{row.reference} ({row.kind})",
-                    # Temporal's 1 is the most urgent, of 5; ours is 9, of 10.
-                    priority=Priority(priority_key=5 - row.priority // 2),
-                    start_signal=signal,
-                    rpc_timeout=RPC_TIMEOUT,
-                )
+                # A plain signal is the cheaper call, and enough for a workflow that was reached before.
+                if row.sent_seq == 0 or not await self._signal(row):
+                    await self._start(row)
         except WorkflowAlreadyStartedError:
             # It ran to its end: there is nothing to wake.
             return True
@@ -124,6 +110,37 @@ class WakeRelay:
             log.debug("relay_send_failed work_order_id=%s error=%s", row.work_order_id, error)
             return False
         return True
+
+    async def _signal(self, row: Row[Any]) -> bool:
+        """False when no such workflow runs: never started, ended, or terminated by somebody."""
+        assert self.client is not None
+        handle = self.client.get_workflow_handle(workflow_id(row.work_order_id))
+        try:
+            await handle.signal(row.reason, rpc_timeout=RPC_TIMEOUT)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return False
+            raise
+        return True
+
+    async def _start(self, row: Row[Any]) -> None:
+        """Start the workflow, or signal the running one; a terminated one comes back, a completed one does not."""
+        assert self.client is not None
+        await self.client.start_workflow(
+            DispatchWorkflow.run,
+            DispatchInput(work_order_id=str(row.work_order_id)),
+            id=workflow_id(row.work_order_id),
+            task_queue=DISPATCH_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+            search_attributes=_search_attributes(row),
+            static_summary=f"{row.reference} ({row.kind})",
+            # Temporal's 1 is the most urgent, of 5; ours is 9, of 10.
+            priority=Priority(priority_key=5 - row.priority // 2),
+            # A creation needs no signal: the start itself makes the workflow look. What comes later says its name.
+            start_signal=None if row.reason == Wake.CREATED else row.reason,
+            rpc_timeout=RPC_TIMEOUT,
+        )
 
 
 def _search_attributes(row: Row[Any]) -> TypedSearchAttributes:

@@ -70,10 +70,6 @@ _STILL_WAITING = Sql(
     "SELECT match_from IS NOT NULL AND match_from <= clock_timestamp() FROM work_orders WHERE id = :id"
 )
 
-#: How often a driver chosen a moment ago may have moved on before the lane is given up for another try.
-RERANKS = 8
-
-
 class Matched(msgspec.Struct, frozen=True):
     """The work order that the lane served."""
 
@@ -81,7 +77,7 @@ class Matched(msgspec.Struct, frozen=True):
 
 
 class LaneBusy(Exception):
-    """The chosen drivers kept changing under us; try again in a new transaction."""
+    """The chosen driver changed before we had their lock; try again in a new transaction."""
 
 
 async def match_next(session: Session, organization_id: UUID, *, own: UUID) -> Matched | None:
@@ -142,26 +138,24 @@ async def _serve(
     if work_order.match_from is None or work_order.match_from > work_order.now:
         return False
     current = policies[WorkKind(work_order.kind)]
-    for _ in range(RERANKS):
-        turn = await _look(session, lane, work_order, current)
-        if not turn.choice.order:
-            if record_nobody:
-                _record_nobody(session, turn)
-            return False
-        if current.policy.mode is Mode.BROADCAST and work_order.broadcast_until is None:
-            _broadcast(session, turn)
-            break
+    turn = await _look(session, lane, work_order, current)
+    if not turn.choice.order:
+        if record_nobody:
+            _record_nobody(session, turn)
+        return False
+    if current.policy.mode is Mode.BROADCAST and work_order.broadcast_until is None:
+        _broadcast(session, turn)
+    else:
         best = turn.ranked[0]
         driver = await lock_driver(session, best.driver_id)
-        if driver.state_version == best.state_version:
-            if work_order.broadcast_until is not None:
-                await _auto_assign(session, turn, driver)
-            else:
-                _offer(session, turn, driver)
-            break
-        # Somebody changed the driver while we waited for the lock. Their new state is committed: rank again.
-    else:
-        raise LaneBusy
+        if driver.state_version != best.state_version:
+            # Somebody changed the driver while we waited for the lock. Their new state is committed, and is ranked in
+            # a new transaction: this one holds a driver, so it may ask for no other and for no work order.
+            raise LaneBusy
+        if work_order.broadcast_until is not None:
+            await _auto_assign(session, turn, driver)
+        else:
+            _offer(session, turn, driver)
     if work_order.id != own:
         raise_wake(session, work_order.id, work_order.organization_id, Wake.DRIVER_AVAILABLE)
     return True

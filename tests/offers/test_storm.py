@@ -126,6 +126,8 @@ class Storm:
             acts: list[Awaitable[None]] = []
             for offer in await self.rows("SELECT * FROM offers WHERE status = 'pending' ORDER BY id LIMIT 120"):
                 mine, dice = self.drivers[offer.driver_id], self.random.random()
+                if offer.exclusive and offer.id.int % 12 == 0:
+                    continue  # ignored until it expires
                 if dice < (0.9 if calm else 0.55):
                     acts += [self.act("accept", accept_offer, offer.id, mine.driver_id) for _ in range(2)]
                 elif dice < 0.7 and not calm:
@@ -156,6 +158,7 @@ class Storm:
 
     async def desk(self) -> None:
         """The dispatchers, who name drivers, reoffer and cancel whatever they see; and the heartbeats."""
+        heard_at = time.monotonic()
         while not self.over:
             for row in await self.rows("SELECT id FROM work_orders WHERE status = 'pending' ORDER BY random() LIMIT 3"):
                 driver_id = self.random.choice(list(self.drivers))
@@ -168,9 +171,12 @@ class Storm:
                     await self.act("reoffer", reoffer, row.id)
                 else:
                     await self.act("cancel", cancel, row.id, "storm")
+            if time.monotonic() - heard_at < 15:
+                await asyncio.sleep(0.2)
+                continue
+            heard_at = time.monotonic()
             for driver_id in self.drivers:
                 await self.act("heartbeat", heartbeat, driver_id, self.world.organization_id, lat=HERE.lat, lng=HERE.lng)
-            await asyncio.sleep(0.3)
 
     async def watch(self) -> None:
         """No commit in between breaks a rule either; ends the storm when all work has ended."""
@@ -190,7 +196,7 @@ class Storm:
             assert time.monotonic() < give_up, await self.rows(
                 "SELECT status, count(*) AS n, min(nobody_reasons) AS why FROM work_orders GROUP BY 1"
             )
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.5 if self.made >= WORK_ORDERS else 4)
 
 
 async def accept_offer(session: Any, offer_id: UUID, driver_id: UUID) -> None:
