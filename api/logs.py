@@ -38,7 +38,10 @@ def configure_logging(settings: Settings) -> None:
             structlog.processors.JSONRenderer(serializer=_encode),
         ]
     else:
-        finish = [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
+        # Plain: drawing a traceback with its variables takes seconds, in which workflow tasks run out of time, and the
+        # variables are nobody's business.
+        plain = structlog.dev.plain_traceback
+        finish = [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), exception_formatter=plain)]
     structlog.configure(
         processors=[*shared, *finish],
         wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -37,6 +37,8 @@ LEASE_S = 15.0
 BATCH = 50
 SWEEP_S = 1.0
 RETRY_S = 1.0
+#: After a nudge: lets the answer that caused it go out first, and gathers what commits at the same time.
+GATHER_S = 0.005
 
 
 class WakeRelay:
@@ -75,6 +77,7 @@ class WakeRelay:
             timeout = min(timeout, max(due_in, 0.0))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._owed.wait(), timeout)
+            await asyncio.sleep(GATHER_S)
 
     async def relay_once(self) -> bool:
         """Send one batch. True when there may be more to send at once."""

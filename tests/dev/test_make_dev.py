@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -206,7 +207,9 @@ def demo_plays_to_its_end(run: MakeDev) -> None:
     assert played.returncode == 0, output
     for part in ("temperament", "Jain's index", "Seconds to assign", "Who got what, and why", "11 work orders in"):
         assert part in output
-    assert output.count(" in line)") >= 5
+    explained = output.partition("Who got what, and why\n")[2].partition("\n\n")[0].splitlines()
+    assert len(explained) == 5
+    assert all(re.match(r"  (EN|JB|OR)-\d+ to .+ \(\w+\).*\. \S", line) for line in explained)
 
 
 async def test_make_dev_lives_a_day_ends_on_control_c_and_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -98,8 +98,6 @@ class Driver(msgspec.Struct, frozen=True):
 
 class Explanation(msgspec.Struct, frozen=True):
     summary: str
-    position: int | None
-    candidates_considered: int
 
 
 class _User(msgspec.Struct, frozen=True):

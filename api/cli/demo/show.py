@@ -95,9 +95,12 @@ class Show:
                 await self._until_over()
                 for task in beside:
                     task.cancel()
-        except* (Refused, Unreachable) as group_of_errors:
+        except BaseExceptionGroup as errors:
+            expected, others = errors.split((Refused, Unreachable))
+            if expected is None or others is not None:
+                raise
             # One is enough to tell: when the system is gone, it is gone for all of them.
-            raise _first_of(group_of_errors) from None
+            raise _first_of(expected) from None
 
     async def _until_over(self) -> None:
         """All has ended, or nothing has for as long as patience lasts."""

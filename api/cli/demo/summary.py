@@ -96,10 +96,9 @@ async def summarize(console: Console, morning: Morning, dispatcher: Dispatcher) 
     names = {line.driver_id: line.name for line in morning.drivers.values()}
     for work_order, offer in worth_explaining(work):
         explanation = await dispatcher.explanation(offer.id)
-        rank = f", number {explanation.position} in line" if explanation.position else ""
         name = names.get(offer.driver_id, _SOMEBODY)
         before = _asked_before(work_order, offer, names)
-        _say(console, f"  {work_order.reference} to {name} ({offer.mode}{rank}){before}. {explanation.summary}")
+        _say(console, f"  {work_order.reference} to {name} ({offer.mode}){before}. {explanation.summary}")
     _print_unassigned(console, morning, work)
     console.print()
     _say(console, verdict(morning, work))

@@ -1,0 +1,279 @@
+"""Wakes: owed in the transaction of their cause, carried by the relay, never lost and never waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.worker import Worker
+
+from activities.dispatch import DispatchActivities
+from api.cli.services.ports import free_port
+from models.kit.database import Database
+from models.kit.settings import DEVELOPMENT_SECRET, Settings
+from models.work.commands import change_details, complete
+from models.work.wakes import Wake, lease_wakes, raise_wake, record_sent
+from tests.factories.work import World
+from workflows.client import DISPATCH_QUEUE, connect, workflow_id
+from workflows.offers import DispatchWorkflow
+from workflows.relay import WakeRelay
+from workflows.worker import sandbox
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def world(database: Database) -> World:
+    return await World.make(database)
+
+
+@pytest.fixture
+def settings(temporal_address: str) -> Settings:
+    return Settings(temporal_address=temporal_address, secret_key=DEVELOPMENT_SECRET, dev_mode=True)
+
+
+@pytest.fixture
+async def client(settings: Settings) -> Client:
+    return await connect(settings)
+
+
+@pytest.fixture
+async def relay(database: Database, settings: Settings, client: Client) -> WakeRelay:
+    """One whose `relay_once` the test calls itself."""
+    return WakeRelay(database, settings, client)
+
+
+@pytest.fixture
+async def worker(database: Database, client: Client) -> AsyncIterator[None]:
+    async with dispatch_worker(database, client):
+        yield
+
+
+def dispatch_worker(database: Database, client: Client) -> Worker:
+    activities = DispatchActivities(database)
+    return Worker(
+        client,
+        task_queue=DISPATCH_QUEUE,
+        workflows=[DispatchWorkflow],
+        activities=[activities.advance, activities.act_for_ops],
+        workflow_runner=sandbox(),
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(relay: WakeRelay) -> AsyncIterator[None]:
+    task = asyncio.create_task(relay.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(condition: Any, *, within_s: float = 10) -> Any:
+    async with asyncio.timeout(within_s):
+        while not (value := await condition()):
+            await asyncio.sleep(0.02)
+    return value
+
+
+async def wake_of(world: World, work: UUID) -> Any:
+    return await world.one("SELECT * FROM workflow_wakes WHERE work_order_id = :id", id=work)
+
+
+async def has_offer(world: World, work: UUID) -> bool:
+    return any(o.status == "pending" for o in await world.offers(work))
+
+
+async def signals(client: Client, work: UUID) -> list[str]:
+    history = await client.get_workflow_handle(workflow_id(work)).fetch_history()
+    return [
+        e.workflow_execution_signaled_event_attributes.signal_name
+        for e in history.events
+        if e.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED
+    ]
+
+
+async def raise_again(world: World, work: UUID, reason: Wake) -> None:
+    async with world.database.transaction() as session:
+        raise_wake(session, work, world.organization_id, reason)
+
+
+# Rows
+
+
+async def test_wakes_of_one_work_order_coalesce_into_one_send(world: World, relay: WakeRelay, client: Client) -> None:
+    work = await world.enrollment()
+    for _ in range(3):
+        await raise_again(world, work, Wake.STATUS_CHANGED)
+    before = await wake_of(world, work)
+    assert (before.seq, before.sent_seq, before.reason) == (4, 0, "status_changed")
+    await relay.relay_once()
+    after = await wake_of(world, work)
+    assert (after.seq, after.sent_seq, after.claimed_until) == (4, 4, None)
+    assert await signals(client, work) == ["status_changed"]
+    assert not await relay.relay_once(), "nothing is owed any more"
+
+
+async def test_a_wake_raised_while_one_is_being_sent_stays_owed(world: World) -> None:
+    work = await world.enrollment()
+    async with world.database.transaction() as session:
+        (leased,) = await lease_wakes(session, limit=10, lease_s=15)
+    await raise_again(world, work, Wake.ACCEPTED)
+    async with world.database.transaction() as session:
+        await record_sent(session, [(work, leased.seq)])
+    wake = await wake_of(world, work)
+    assert (wake.seq, wake.sent_seq, wake.claimed_until) == (2, 1, None)
+    async with world.database.transaction() as session:
+        (again,) = await lease_wakes(session, limit=10, lease_s=15)
+    assert again.reason == "accepted"
+
+
+async def test_two_relays_never_hold_the_same_wake_at_the_same_time(world: World) -> None:
+    works = {await world.enrollment() for _ in range(20)}
+
+    async def lease(limit: int) -> list[UUID]:
+        async with world.database.transaction() as session:
+            return [row.work_order_id for row in await lease_wakes(session, limit=limit, lease_s=15)]
+
+    batches = await asyncio.gather(*(lease(6) for _ in range(4)))
+    held = [work for batch in batches for work in batch]
+    assert len(held) == len(set(held))
+    held += await lease(50)
+    assert sorted(held) == sorted(works)
+    assert await lease(50) == [], "leased until they are sent or the lease ends"
+    await world.all("UPDATE workflow_wakes SET claimed_until = clock_timestamp() RETURNING 1")
+    assert len(await lease(50)) == 20
+
+
+async def test_a_relay_that_dies_between_send_and_record_only_sends_again(
+    world: World, relay: WakeRelay, client: Client, worker: None
+) -> None:
+    driver = await world.driver()
+    work = await world.enrollment()
+    async with world.database.transaction() as session:
+        (leased,) = await lease_wakes(session, limit=10, lease_s=15)
+    assert await relay._send(leased)
+    await until(lambda: has_offer(world, work))
+    # It dies here; its lease runs out, and another relay sends.
+    await world.all("UPDATE workflow_wakes SET claimed_until = clock_timestamp() RETURNING 1")
+    await relay.relay_once()
+    assert (await wake_of(world, work)).sent_seq == 1
+    (offer,) = await world.offers(work)
+    assert offer.driver_id == driver.driver_id
+    history = await client.get_workflow_handle(workflow_id(work)).fetch_history()
+    started = [e for e in history.events if e.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED]
+    assert len(started) == 1
+
+
+async def test_raising_and_recording_many_wakes_at_once_never_deadlocks(world: World) -> None:
+    works = [await world.enrollment() for _ in range(30)]
+    stop = time.monotonic() + 1.5
+
+    async def raising(order: int) -> None:
+        while time.monotonic() < stop:
+            async with world.database.transaction() as session:
+                for work in works[::order]:
+                    raise_wake(session, work, world.organization_id, Wake.STATUS_CHANGED)
+
+    async def recording() -> None:
+        while time.monotonic() < stop:
+            async with world.database.transaction() as session:
+                await record_sent(session, [(work, 1) for work in reversed(works)])
+
+    await asyncio.gather(*(raising(order) for order in (1, -1, 1)), *(recording() for _ in range(3)))
+
+
+# Workflows
+
+
+async def test_a_terminated_workflow_comes_back_and_a_completed_one_does_not(
+    world: World, client: Client, settings: Settings, database: Database, worker: None
+) -> None:
+    async with running(WakeRelay(database, settings, client)):
+        driver = await world.driver()
+        work = await world.enrollment()
+        await until(lambda: has_offer(world, work))
+        handle = client.get_workflow_handle(workflow_id(work))
+        first_run = (await handle.describe()).run_id
+        await handle.terminate("by mistake")
+        await world.accept((await world.pending(work)).id, driver)
+
+        async def runs_again() -> bool:
+            now = await handle.describe()
+            return now.run_id != first_run and now.status is WorkflowExecutionStatus.RUNNING
+
+        await until(runs_again)
+        async with database.transaction() as session:
+            await complete(session, work)
+        assert await handle.result() == "completed"
+        await raise_again(world, work, Wake.STATUS_CHANGED)
+
+        async def delivered() -> bool:
+            wake = await wake_of(world, work)
+            return bool(wake.seq == wake.sent_seq)
+
+        await until(delivered)
+        assert (await handle.describe()).status is WorkflowExecutionStatus.COMPLETED
+
+
+async def test_a_creation_and_an_accept_while_temporal_is_down_go_on_when_it_is_back(
+    world: World, database: Database, settings: Settings, client: Client, worker: None
+) -> None:
+    dead = Settings(temporal_address=f"127.0.0.1:{free_port()}", secret_key=DEVELOPMENT_SECRET, dev_mode=True)
+    driver = await world.driver()
+    offered = await world.enrollment()
+    await world.advance(offered)
+    async with running(WakeRelay(database, dead)):
+        started = time.monotonic()
+        created = await world.enrollment()
+        await world.accept((await world.pending(offered)).id, driver)
+        assert time.monotonic() - started < 1, "neither waits for Temporal"
+
+        async def tried() -> bool:
+            return bool((await wake_of(world, created)).attempts)
+
+        await until(tried)
+        wake = await wake_of(world, created)
+        assert wake.sent_seq == 0
+    async with running(WakeRelay(database, settings, client)):
+        other = await world.driver()
+        offer = await until(lambda: has_offer(world, created))
+        assert offer
+        assert (await world.pending(created)).driver_id == other.driver_id
+
+        async def heard() -> bool:
+            with contextlib.suppress(Exception):
+                state = await client.get_workflow_handle(workflow_id(offered)).query(DispatchWorkflow.state)
+                return bool(state.status == "assigned")
+            return False
+
+        await until(heard)
+
+
+async def test_scheduled_work_has_no_workflow_until_it_is_due_and_rescheduling_moves_it(
+    world: World, database: Database, settings: Settings, client: Client, worker: None
+) -> None:
+    driver = await world.driver()
+    async with running(WakeRelay(database, settings, client)):
+        at = datetime.now(UTC) + timedelta(days=3)
+        work = await world.job(scheduled_for=at)
+        await asyncio.sleep(1.2)
+        assert (await wake_of(world, work)).sent_seq == 0
+        soon = datetime.now(UTC) + timedelta(seconds=3_600 + 2)
+        async with database.transaction() as session:
+            await change_details(session, work, expected_version=1, values={"scheduled_for": soon})
+        assert (await wake_of(world, work)).due_at == soon - timedelta(seconds=3_600)
+        await until(lambda: has_offer(world, work))
+        offer = await world.pending(work)
+        assert offer.driver_id == driver.driver_id
+        late_s = (offer.offered_at - (soon - timedelta(seconds=3_600))).total_seconds()
+        assert 0 <= late_s < 2
