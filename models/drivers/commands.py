@@ -65,7 +65,7 @@ async def set_status(session: Session, driver_id: UUID, status: str, *, by_staff
     if leaves:
         await _withdraw(session, driver, work_order, at)
     if duty == Duty.ON and not busy:
-        await wake_head(session, driver.organization_id)
+        wake_head(session, driver.organization_id)
     session.write(_SET_DUTY, {"driver_id": driver_id, "duty": duty, "staff_busy": busy, "at": at}, row=driver_id)
     record(
         session, "USER_STATUS_CHANGED", organization_id=driver.organization_id, entity_type="driver",
@@ -123,7 +123,7 @@ async def heartbeat(
     if row is None:
         raise NotFound
     if row.was_silent:
-        await wake_head(session, organization_id)
+        wake_head(session, organization_id)
     seen_at: datetime = row.last_seen_at
     return seen_at
 

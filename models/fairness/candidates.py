@@ -78,7 +78,8 @@ SELECT d.driver_id, f.user_id, d.state_version, d.queue_at,
     d.active_count, d.staff_busy,
     EXISTS (SELECT FROM offers o WHERE o.driver_id = d.driver_id AND o.status = 'pending' AND o.exclusive) AS has_offer,
     CASE WHEN CAST(:skills AS text[]) = '{}' THEN '{}'
-        ELSE ARRAY(SELECT DISTINCT s FROM unnest(f.skills) s WHERE s = ANY(CAST(:skills AS text[])) ORDER BY s) END AS skills,
+        ELSE ARRAY(SELECT DISTINCT s FROM unnest(f.skills) s WHERE s = ANY(CAST(:skills AS text[])) ORDER BY s)
+    END AS skills,
     f.vehicle_type,
     coalesce(h.already_offered, false) AS already_offered, coalesce(h.rejected, false) AS rejected,
     coalesce(h.lapses, 0) AS lapses, (extract(epoch FROM h.lapsed_at) * 1000000)::bigint AS lapsed_at,

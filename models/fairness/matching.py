@@ -70,6 +70,7 @@ _STILL_WAITING = Sql(
     "SELECT match_from IS NOT NULL AND match_from <= clock_timestamp() FROM work_orders WHERE id = :id"
 )
 
+
 class Matched(msgspec.Struct, frozen=True):
     """The work order that the lane served."""
 
@@ -156,7 +157,8 @@ async def _serve(
             await _auto_assign(session, turn, driver)
         else:
             _offer(session, turn, driver)
-    if work_order.id != own:
+    if work_order.id != own and work_order.nobody_reasons is not None:
+        # It has looked and gone to wait. One that has not is about to look, and will see its offer.
         raise_wake(session, work_order.id, work_order.organization_id, Wake.DRIVER_AVAILABLE)
     return True
 

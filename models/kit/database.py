@@ -7,7 +7,8 @@ statement right before the commit, since what a transaction costs is mostly its 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any, Literal
@@ -17,9 +18,12 @@ import msgspec
 from sqlalchemy import Executable, Table, insert
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import CursorResult, Row
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from models.kit.sql import Sql, bind_all, encode_json, insert_into, merged
+
+log = logging.getLogger(__name__)
 
 ActorKind = Literal["user", "api_key", "system", "workflow"]
 
@@ -56,6 +60,7 @@ class Session:
         self._staged: dict[Table, list[dict[str, Any]]] = {}
         self._before_commit: dict[str, Callable[[], None]] = {}
         self._after_commit: list[Callable[[], None]] = []
+        self.follow_ups: dict[str, Callable[[Database], Awaitable[None]]] = {}
 
     async def _execute(self, statement: Sql | Executable, values: Any) -> CursorResult[Any]:
         if self._staged or self._written:
@@ -101,6 +106,11 @@ class Session:
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call this once the commit is through, and not at all when it fails."""
         self._after_commit.append(callback)
+
+    def follow_up(self, name: str, work: Callable[[Database], Awaitable[None]]) -> None:
+        """Do this once after the commit, when everybody sees what was committed. It may be lost in a crash: only for
+        what a sweep finds as well."""
+        self.follow_ups.setdefault(name, work)
 
     def committed(self) -> None:
         for callback in self._after_commit:
@@ -177,7 +187,17 @@ class Database:
             yield session
             await session.flush()
         session.committed()
-        for topic in session.topics:
+        for follow_up in session.follow_ups.values():
+            try:
+                await follow_up(self)
+            except (SQLAlchemyError, OSError, TimeoutError) as error:
+                # The transaction stands, and so does its answer.
+                log.warning("follow_up_failed error=%s", type(error).__name__)
+        self.tell(session.topics)
+
+    def tell(self, topics: Iterable[str]) -> None:
+        """Call the listeners of these topics."""
+        for topic in topics:
             for listener in self.listeners.get(topic, ()):
                 listener()
 

@@ -1,4 +1,4 @@
-"""Statements in SQL, prepared once: `:names` become `$n` at import, so that a hot path pays for Postgres and little else."""
+"""Statements in SQL, prepared once: `:names` become `$n` at import, so that a hot path pays for little but Postgres."""
 
 from __future__ import annotations
 

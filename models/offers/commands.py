@@ -237,7 +237,7 @@ async def reject(session: Session, offer_id: UUID, driver_id: UUID, reject_reaso
     if offer.expires_at <= offer.now:
         raise OfferExpired
     if offer.exclusive:
-        await wake_head(session, work_order.organization_id)
+        wake_head(session, work_order.organization_id)
     answer = {"offer_id": offer_id, "at": offer.now, "reject_reason": reject_reason}
     session.write(_REJECT, answer, row=offer_id)
     to_the_end = offer.reject_streak + 1 >= REJECTIONS_IN_A_ROW
@@ -311,7 +311,7 @@ async def end_assignment(
     gets back the place in line that the work cost."""
     assignment = await session.row(_OPEN_ASSIGNMENT, {"work_order_id": work_order.id})
     assert assignment is not None, "held work has an open assignment"
-    await wake_head(session, work_order.organization_id)
+    wake_head(session, work_order.organization_id)
     session.write(_END_ASSIGNMENT, {"id": assignment.id, "at": at, "ended_by": ended_by.value}, row=assignment.id)
     free_work(
         session,

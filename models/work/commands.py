@@ -66,7 +66,8 @@ WHERE f.id = :driver_id AND f.organization_id = :organization_id AND u.is_active
 # The named driver and whoever has the open offer, in the order of their ids: two dispatchers who swap two offers would
 # wait for each other otherwise.
 _LOCK_DRIVERS = Sql("""
-SELECT driver_id FROM driver_dispatch WHERE organization_id = :organization_id AND (driver_id = :driver_id OR driver_id IN
+SELECT driver_id FROM driver_dispatch
+WHERE organization_id = :organization_id AND (driver_id = :driver_id OR driver_id IN
     (SELECT driver_id FROM offers WHERE work_order_id = :work_order_id AND status = 'pending' AND exclusive))
 ORDER BY driver_id FOR NO KEY UPDATE
 """)
@@ -109,7 +110,7 @@ async def cancel(session: Session, work_order_id: UUID, reason: str | None) -> N
         await end_assignment(session, work_order, EndedBy.CANCELLED, at=at, restore=status is S.ASSIGNED)
         await notify_driver(session, Event.CANCELLED, work_order, driver_id, at=at)
     elif await close_pending(session, work_order, OfferReason.CANCELLED, at=at):
-        await wake_head(session, work_order.organization_id)
+        wake_head(session, work_order.organization_id)
     change_status(
         session, work_order, S.CANCELLED, at=at, notes=reason, driver_id=driver_id,
         details={"reason": reason}, match_from=None, cancellation_reason=reason,
@@ -253,7 +254,7 @@ async def reoffer(session: Session, work_order_id: UUID) -> None:
         entity_type="work_order", entity_id=work_order.id, round=work_order.round + 1,
     )  # fmt: skip
     if freed:
-        await wake_head(session, work_order.organization_id)
+        wake_head(session, work_order.organization_id)
     raise_wake(session, work_order.id, work_order.organization_id, Wake.REOFFERED)
 
 
@@ -273,7 +274,7 @@ async def assign_driver(
         {"organization_id": work_order.organization_id, "work_order_id": work_order.id, "driver_id": driver_id},
     )
     if await close_pending(session, work_order, OfferReason.SUPERSEDED, at=at):
-        await wake_head(session, work_order.organization_id)
+        wake_head(session, work_order.organization_id)
     offer_id = await name_driver(
         session, work_order, driver_id, OfferMode.FORCE if mode == "force" else OfferMode.MANUAL
     )
@@ -399,6 +400,6 @@ async def change_details(
                 due_at = starts
                 # Too early now: an offer that is out is withdrawn and made again when its time comes.
                 if await close_pending(session, work_order, OfferReason.CANCELLED, at=work_order.now):
-                    await wake_head(session, work_order.organization_id)
+                    wake_head(session, work_order.organization_id)
                 await session.run(_POSTPONE, {"id": work_order.id, "starts": starts})
         raise_wake(session, work_order.id, work_order.organization_id, Wake.STATUS_CHANGED, due_at=due_at)

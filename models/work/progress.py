@@ -139,7 +139,7 @@ async def _close_offers(session: Session, work_order: Row[Any], view: WorkView, 
     if not left and not view.manual:
         _back_in_line(session, work_order, view, policy)
     if freed:
-        await wake_head(session, work_order.organization_id)
+        wake_head(session, work_order.organization_id)
 
 
 def _back_in_line(session: Session, work_order: Row[Any], view: WorkView, policy: Policy) -> None:
@@ -201,7 +201,7 @@ async def _expire_order(session: Session, work_order: Row[Any], *, at: datetime)
     change_status(session, work_order, WorkOrderStatus.EXPIRED, at=at, match_from=None)
     await _tell_dispatchers(session, work_order, Event.NOBODY_ELIGIBLE, at)
     if freed:
-        await wake_head(session, work_order.organization_id)
+        wake_head(session, work_order.organization_id)
 
 
 async def _offer_to_named_driver(session: Session, work_order: Row[Any]) -> None:

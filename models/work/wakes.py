@@ -15,7 +15,7 @@ from uuid import UUID
 
 from sqlalchemy.engine import Row
 
-from models.kit.database import Session
+from models.kit.database import Database, Session
 from models.kit.sql import Sql
 
 
@@ -71,19 +71,34 @@ def raise_wake(
     session.before_commit(TOPIC, write)
 
 
-# The first in line, and only work that the lane may serve now.
-_HEAD = Sql("""
-SELECT id FROM work_orders
-WHERE organization_id = :organization_id AND match_from <= clock_timestamp()
-ORDER BY priority DESC, waiting_since, id LIMIT 1
+# The first of those that have looked and found nobody. Work that has not looked yet is about to.
+_WAKE_HEAD = Sql("""
+WITH head AS (
+    SELECT id, organization_id FROM work_orders
+    WHERE organization_id = :organization_id AND match_from <= clock_timestamp() AND nobody_reasons IS NOT NULL
+    ORDER BY priority DESC, waiting_since, id LIMIT 1
+)
+INSERT INTO workflow_wakes (work_order_id, organization_id, reason, due_at)
+SELECT id, organization_id, 'driver_available', clock_timestamp() FROM head
+ON CONFLICT (work_order_id) DO UPDATE SET
+    seq = workflow_wakes.seq + 1, reason = excluded.reason, due_at = excluded.due_at, attempts = 0
 """)
 
 
-async def wake_head(session: Session, organization_id: UUID) -> None:
-    """Capacity was freed: wake one work order, the head of the lane; its matching serves whoever can be served."""
-    head = await session.value(_HEAD, {"organization_id": organization_id})
-    if head is not None:
-        raise_wake(session, head, organization_id, Wake.DRIVER_AVAILABLE)
+def wake_head(session: Session, organization_id: UUID) -> None:
+    """Capacity is freed by this transaction: then wake one work order, the head of the lane; its matching serves
+    whoever can be served.
+
+    After the commit, not in it: a work order that looks meanwhile either sees the capacity or has noted, by the time
+    we ask, that it found nobody.
+    """
+
+    async def wake(database: Database) -> None:
+        async with database.reading() as reading:
+            if await reading.run(_WAKE_HEAD, {"organization_id": organization_id}):
+                database.tell([TOPIC])
+
+    session.follow_up(f"wake head {organization_id}", wake)
 
 
 _LEASE = Sql("""

@@ -7,9 +7,8 @@ from sqlalchemy import text
 from tests.factories.work import World
 
 _CLOSED = (
-    "UPDATE offers SET offered_at = {0}(offered_at), responded_at = {0}(responded_at), "
-    "queue_at_before = {0}(queue_at_before) WHERE status <> 'pending'",
-    "UPDATE offers SET queue_at_before = {0}(queue_at_before) WHERE status = 'pending'",
+    "UPDATE offers SET offered_at = {0}(offered_at), responded_at = {0}(responded_at) WHERE status <> 'pending'",
+    "UPDATE offers SET queue_at_before = {0}(queue_at_before)",
     "UPDATE assignments SET starts_at = {0}(starts_at)",
     "UPDATE work_orders SET nudged_at = {0}(nudged_at), late_alerted_at = {0}(late_alerted_at)",
 )

@@ -60,7 +60,8 @@ INVARIANTS: dict[str, str] = {
             AND (w.kind, e.previous_status, e.new_status) NOT IN (VALUES {_LEGAL})""",
     "the last event is the status": """
         SELECT w.id, w.status, e.new_status FROM work_orders w LEFT JOIN LATERAL (
-            SELECT new_status FROM work_order_events WHERE work_order_id = w.id ORDER BY created_at DESC, id DESC LIMIT 1
+            SELECT new_status FROM work_order_events WHERE work_order_id = w.id
+            ORDER BY created_at DESC, id DESC LIMIT 1
         ) e ON true WHERE e.new_status IS DISTINCT FROM w.status""",
     "a state change has one event and one audit row": """
         SELECT work_order_id, sum(n), kind FROM (

@@ -255,15 +255,15 @@ def serve(policy: Policy, drivers: dict[str, Candidate], now: int, *, away: froz
     return first
 
 
-def a_crowd(
-    rng: random.Random, size: int, *, furthest_m: int | None
-) -> dict[str, Candidate]:
+def a_crowd(rng: random.Random, size: int, *, furthest_m: int | None) -> dict[str, Candidate]:
     return {
         f"d{i}": Candidate(
             f"d{i}",
             None if rng.random() < 0.2 else NOW - rng.randrange(30 * DAY_S) * SECOND,
             None,
-            distance_m=None if furthest_m is None and rng.random() < 0.5 else rng.randrange(1 + (furthest_m or 20_000_000)),
+            distance_m=None
+            if furthest_m is None and rng.random() < 0.5
+            else rng.randrange(1 + (furthest_m or 20_000_000)),
         )
         for i in range(size)
     }
@@ -294,7 +294,7 @@ def test_under_weighted_with_a_fairness_weight_every_turn_comes_within_a_bound(
     outweighs_s = 20_037_508 * away // fairness + 1
     step_s = max(60, outweighs_s // 20)
     bound = outweighs_s // step_s + 3 * size + 1
-    now, waiting = NOW, {driver_id: 0 for driver_id in drivers}
+    now, waiting = NOW, dict.fromkeys(drivers, 0)
     for _ in range(2 * bound):
         now += step_s * SECOND
         first = serve(policy, drivers, now)
@@ -311,15 +311,15 @@ def test_being_away_never_lowers_a_rank(rng: random.Random, size: int, rounds: i
     drivers = a_crowd(rng, size, furthest_m=50_000)
     absent = rng.choice(sorted(drivers))
     before = choose(policy, QUIET, NOW, list(drivers.values())).order.index(absent)
-    served = {
-        serve(policy, drivers, NOW + (step + 1) * SECOND, away=frozenset({absent})) for step in range(rounds)
-    }
+    served = {serve(policy, drivers, NOW + (step + 1) * SECOND, away=frozenset({absent})) for step in range(rounds)}
     order = choose(policy, QUIET, NOW + (rounds + 1) * SECOND, list(drivers.values())).order
     assert order.index(absent) <= before
     assert all(order.index(absent) < order.index(other) for other in served)
 
 
-free_crowds = st.lists(st.builds(Candidate, driver_ids, instants, instants), min_size=2, unique_by=lambda c: c.driver_id)
+free_crowds = st.lists(
+    st.builds(Candidate, driver_ids, instants, instants), min_size=2, unique_by=lambda c: c.driver_id
+)
 
 
 @frugal
@@ -387,7 +387,8 @@ def test_any_changed_value_of_any_candidate_breaks_the_hash(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"queue_at": 1}, {"has_offer": True}, {"active_count": 2}, {"already_offered": True}, {"rejected": True}]
+    "changes",
+    [{"queue_at": 1}, {"has_offer": True}, {"active_count": 2}, {"already_offered": True}, {"rejected": True}],
 )
 def test_a_changed_value_that_mattered_does_not_replay(changes: dict[str, object]) -> None:
     policy = DEFAULTS[WorkKind.ENROLLMENT]
@@ -444,7 +445,7 @@ def test_every_ranked_driver_gets_an_explanation_whose_numbers_come_from_the_rec
         explanation = explain(header, crowd, chosen.driver_id)
         assert (explanation.position, explanation.candidates_considered) == (place, len(crowd))
         assert sum(e.count for e in explanation.excluded) == len(header.excluded)
-        known = counts | set()
+        known = set(counts)
         for said in (
             *(duration((NOW - at) // SECOND) for at in (chosen.queue_at, chosen.last_offered_at) if at is not None),
             *([distance(chosen.distance_m)] if chosen.distance_m is not None else []),
@@ -456,7 +457,7 @@ def test_every_ranked_driver_gets_an_explanation_whose_numbers_come_from_the_rec
             known |= set(_NUMBER.findall(said))
         for sentence in (explanation.summary, *(factor.text for factor in explanation.factors)):
             # "- 3 x metres" is a minus between, not a sign.
-            assert {n for n in _NUMBER.findall(sentence.replace("- ", ""))} <= known, sentence
+            assert set(_NUMBER.findall(sentence.replace("- ", ""))) <= known, sentence
 
 
 @frugal

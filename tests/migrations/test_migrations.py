@@ -296,7 +296,10 @@ async def test_no_row_points_into_another_tenant(world: World, database: Databas
     assert "fk_offers" in await copy_offer(
         world, offer, work_order_id=their_work, organization_id=theirs.organization_id, exclusive=False
     ), "the driver is ours"
-    for change, value in (("assigned_driver_id", their_driver.driver_id), ("requested_by_user_id", their_driver.user_id)):
+    for change, value in (
+        ("assigned_driver_id", their_driver.driver_id),
+        ("requested_by_user_id", their_driver.user_id),
+    ):
         assert "fk_work_orders" in await refused(
             world, f"UPDATE work_orders SET {change} = :value WHERE id = :work", value=value, work=work
         )

@@ -21,9 +21,7 @@ NAME = "stoppable-worker"
 
 
 async def main(database_url: str, temporal_address: str) -> None:
-    client = await connect(
-        Settings(temporal_address=temporal_address, secret_key=DEVELOPMENT_SECRET, dev_mode=True)
-    )
+    client = await connect(Settings(temporal_address=temporal_address, secret_key=DEVELOPMENT_SECRET, dev_mode=True))
     activities = DispatchActivities(Database(database_url, name=NAME))
     worker = Worker(
         client,

@@ -13,19 +13,18 @@ from uuid import UUID
 import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionStatus
-from temporalio.worker import Worker
+from temporalio.service import RPCError
 
-from activities.dispatch import DispatchActivities
-from api.cli.services.ports import free_port
 from models.kit.database import Database
 from models.kit.settings import DEVELOPMENT_SECRET, Settings
 from models.work.commands import change_details, complete
 from models.work.wakes import Wake, lease_wakes, raise_wake, record_sent
+from tests.factories.proxy import Proxy
 from tests.factories.work import World
-from workflows.client import DISPATCH_QUEUE, connect, workflow_id
+from tests.factories.workers import dispatch_worker, until
+from workflows.client import connect, workflow_id
 from workflows.offers import DispatchWorkflow
 from workflows.relay import WakeRelay
-from workflows.worker import sandbox
 
 pytestmark = pytest.mark.anyio
 
@@ -57,17 +56,6 @@ async def worker(database: Database, client: Client) -> AsyncIterator[None]:
         yield
 
 
-def dispatch_worker(database: Database, client: Client) -> Worker:
-    activities = DispatchActivities(database)
-    return Worker(
-        client,
-        task_queue=DISPATCH_QUEUE,
-        workflows=[DispatchWorkflow],
-        activities=[activities.advance, activities.act_for_ops],
-        workflow_runner=sandbox(),
-    )
-
-
 @contextlib.asynccontextmanager
 async def running(relay: WakeRelay) -> AsyncIterator[None]:
     task = asyncio.create_task(relay.run())
@@ -76,13 +64,6 @@ async def running(relay: WakeRelay) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(condition: Any, *, within_s: float = 10) -> Any:
-    async with asyncio.timeout(within_s):
-        while not (value := await condition()):
-            await asyncio.sleep(0.02)
-    return value
 
 
 async def wake_of(world: World, work: UUID) -> Any:
@@ -225,38 +206,39 @@ async def test_a_terminated_workflow_comes_back_and_a_completed_one_does_not(
         assert (await handle.describe()).status is WorkflowExecutionStatus.COMPLETED
 
 
+@pytest.mark.parametrize("outage", ["refuse", "hang"])
 async def test_a_creation_and_an_accept_while_temporal_is_down_go_on_when_it_is_back(
-    world: World, database: Database, settings: Settings, client: Client, worker: None
+    world: World, database: Database, temporal_address: str, client: Client, worker: None, outage: str
 ) -> None:
-    dead = Settings(temporal_address=f"127.0.0.1:{free_port()}", secret_key=DEVELOPMENT_SECRET, dev_mode=True)
     driver = await world.driver()
     offered = await world.enrollment()
     await world.advance(offered)
-    async with running(WakeRelay(database, dead)):
-        started = time.monotonic()
-        created = await world.enrollment()
-        await world.accept((await world.pending(offered)).id, driver)
-        assert time.monotonic() - started < 1, "neither waits for Temporal"
+    async with Proxy(f"tcp://{temporal_address}") as proxy:
+        way = Settings(temporal_address=proxy.url.removeprefix("tcp://"), secret_key=DEVELOPMENT_SECRET, dev_mode=True)
+        await (proxy.refuse() if outage == "refuse" else proxy.hang())
+        async with running(WakeRelay(database, way)):
+            started = time.monotonic()
+            created = await world.enrollment()
+            await world.accept((await world.pending(offered)).id, driver)
+            assert time.monotonic() - started < 1, "neither waits for Temporal"
 
-        async def tried() -> bool:
-            return bool((await wake_of(world, created)).attempts)
+            async def tried() -> bool:
+                return bool((await wake_of(world, created)).attempts)
 
-        await until(tried)
-        wake = await wake_of(world, created)
-        assert wake.sent_seq == 0
-    async with running(WakeRelay(database, settings, client)):
-        other = await world.driver()
-        offer = await until(lambda: has_offer(world, created))
-        assert offer
-        assert (await world.pending(created)).driver_id == other.driver_id
+            await until(tried)
+            assert (await wake_of(world, created)).sent_seq == 0
+            other = await world.driver()
+            await proxy.resume()
+            await until(lambda: has_offer(world, created), within_s=10)
+            assert (await world.pending(created)).driver_id == other.driver_id
 
-        async def heard() -> bool:
-            with contextlib.suppress(Exception):
-                state = await client.get_workflow_handle(workflow_id(offered)).query(DispatchWorkflow.state)
-                return bool(state.status == "assigned")
-            return False
+            async def heard() -> bool:
+                with contextlib.suppress(RPCError):
+                    state = await client.get_workflow_handle(workflow_id(offered)).query(DispatchWorkflow.state)
+                    return bool(state.status == "assigned")
+                return False
 
-        await until(heard)
+            await until(heard)
 
 
 async def test_scheduled_work_has_no_workflow_until_it_is_due_and_rescheduling_moves_it(

@@ -14,9 +14,10 @@ import pytest
 from sqlalchemy import text
 
 from activities.dispatch import DispatchActivities, WorkOrderRef
-from models.drivers.commands import heartbeat
-from models.kit.database import Database
+from models.drivers.commands import heartbeat, set_status
+from models.kit.database import Database, Session
 from models.kit.errors import Refusal
+from models.offers.commands import accept, reject
 from models.policies.rules import OnTimeout
 from models.work.commands import assign_driver, cancel, complete, hand_back, reoffer, report_status, unassign
 from models.work.rules import HELD, WorkKind, WorkOrderStatus
@@ -66,7 +67,7 @@ class Storm:
                     await command(session, *args, **named)
             except Refusal as refusal:
                 self.answers[f"{name} {refusal.code}"] += 1
-            except Exception as error:  # noqa: BLE001 - whatever it is, the test fails with it
+            except Exception as error:
                 self.errors.append(error)
             else:
                 self.answers[name] += 1
@@ -75,7 +76,7 @@ class Storm:
         async with self.turn:
             try:
                 await self.activities.advance(WorkOrderRef(work_order_id=str(work)))
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:
                 self.errors.append(error)
             else:
                 self.answers["advance"] += 1
@@ -109,10 +110,12 @@ class Storm:
             late = await self.rows(
                 "SELECT work_order_id AS id FROM offers WHERE status = 'pending' AND expires_at <= clock_timestamp() "
                 "UNION SELECT id FROM work_orders WHERE status = 'pending' AND next_round_at <= clock_timestamp() "
-                "UNION SELECT id FROM work_orders WHERE broadcast_until <= clock_timestamp() AND match_from IS NOT NULL "
-                "LIMIT 60"
+                "UNION SELECT id FROM work_orders WHERE broadcast_until <= clock_timestamp() "
+                "AND match_from IS NOT NULL LIMIT 60"
             )
-            await asyncio.gather(*(self.advance(work) for work in {w.work_order_id for w in wakes} | {r.id for r in late}))
+            await asyncio.gather(
+                *(self.advance(work) for work in {w.work_order_id for w in wakes} | {r.id for r in late})
+            )
             if wakes:
                 async with self.turn, self.world.database.transaction() as session:
                     await record_sent(session, [(wake.work_order_id, wake.seq) for wake in wakes])
@@ -122,39 +125,49 @@ class Storm:
     async def road(self) -> None:
         """The drivers: twice at once, too late, not at all."""
         while not self.over:
-            calm = self.made >= WORK_ORDERS
-            acts: list[Awaitable[None]] = []
-            for offer in await self.rows("SELECT * FROM offers WHERE status = 'pending' ORDER BY id LIMIT 120"):
-                mine, dice = self.drivers[offer.driver_id], self.random.random()
-                if offer.exclusive and offer.id.int % 12 == 0:
-                    continue  # ignored until it expires
-                if dice < (0.9 if calm else 0.55):
-                    acts += [self.act("accept", accept_offer, offer.id, mine.driver_id) for _ in range(2)]
-                elif dice < 0.7 and not calm:
-                    acts.append(self.act("reject", reject_offer, offer.id, mine.driver_id))
-                if dice > 0.95:
-                    acts.append(self.act("off duty", set_duty, mine.driver_id, self.random.choice(["break", "offline"])))
-                if dice > 0.985:
-                    acts.append(self.act("cancel", cancel, offer.work_order_id, "storm"))
+            acts = [*await self.answering(), *await self.working()]
             for row in await self.rows("SELECT driver_id FROM driver_dispatch WHERE duty <> 'on'"):
                 acts.append(self.act("on duty", set_duty, row.driver_id, "available"))
-            for row in await self.rows(f"SELECT id, kind, status, assigned_driver_id AS driver FROM work_orders "
-                                       f"WHERE status IN ({', '.join(repr(s.value) for s in HELD)})"):  # fmt: skip
-                dice = self.random.random()
-                if dice < 0.03 and not calm:
-                    acts.append(self.act("hand back", hand_back, row.id, row.driver, "storm"))
-                elif dice < 0.06 and not calm:
-                    acts.append(self.act("unassign", unassign, row.id))
-                elif dice < 0.08:
-                    acts.append(self.act("cancel", cancel, row.id, "storm"))
-                elif dice < 0.8:
-                    if row.kind == WorkKind.ENROLLMENT:
-                        acts.append(self.act("complete", complete, row.id, by_driver=row.driver))
-                    else:
-                        acts.append(self.act("report", report_status, row.id, row.driver, NEXT_STEP[S(row.status)]))
             self.random.shuffle(acts)
             await asyncio.gather(*acts)
             await asyncio.sleep(0.01)
+
+    async def answering(self) -> list[Awaitable[None]]:
+        calm = self.made >= WORK_ORDERS
+        acts: list[Awaitable[None]] = []
+        for offer in await self.rows("SELECT * FROM offers WHERE status = 'pending' ORDER BY id LIMIT 120"):
+            if offer.exclusive and offer.id.int % 12 == 0:
+                continue  # ignored until it expires
+            dice = self.random.random()
+            if dice < (0.9 if calm else 0.55):
+                acts += [self.act("accept", accept, offer.id, offer.driver_id) for _ in range(2)]
+            elif dice < 0.7 and not calm:
+                acts.append(self.act("reject", reject, offer.id, offer.driver_id, None))
+            if dice > 0.95:
+                acts.append(self.act("off duty", set_duty, offer.driver_id, self.random.choice(["break", "offline"])))
+            if dice > 0.985:
+                acts.append(self.act("cancel", cancel, offer.work_order_id, "storm"))
+        return acts
+
+    async def working(self) -> list[Awaitable[None]]:
+        calm = self.made >= WORK_ORDERS
+        held = ", ".join(repr(status.value) for status in HELD)
+        acts: list[Awaitable[None]] = []
+        for row in await self.rows(
+            f"SELECT id, kind, status, assigned_driver_id AS driver FROM work_orders WHERE status IN ({held})"
+        ):
+            dice = self.random.random()
+            if dice < 0.03 and not calm:
+                acts.append(self.act("hand back", hand_back, row.id, row.driver, "storm"))
+            elif dice < 0.06 and not calm:
+                acts.append(self.act("unassign", unassign, row.id))
+            elif dice < 0.08:
+                acts.append(self.act("cancel", cancel, row.id, "storm"))
+            elif dice < 0.8 and row.kind == WorkKind.ENROLLMENT:
+                acts.append(self.act("complete", complete, row.id, by_driver=row.driver))
+            elif dice < 0.8:
+                acts.append(self.act("report", report_status, row.id, row.driver, NEXT_STEP[S(row.status)]))
+        return acts
 
     async def desk(self) -> None:
         """The dispatchers, who name drivers, reoffer and cancel whatever they see; and the heartbeats."""
@@ -176,7 +189,9 @@ class Storm:
                 continue
             heard_at = time.monotonic()
             for driver_id in self.drivers:
-                await self.act("heartbeat", heartbeat, driver_id, self.world.organization_id, lat=HERE.lat, lng=HERE.lng)
+                await self.act(
+                    "heartbeat", heartbeat, driver_id, self.world.organization_id, lat=HERE.lat, lng=HERE.lng
+                )
 
     async def watch(self) -> None:
         """No commit in between breaks a rule either; ends the storm when all work has ended."""
@@ -199,21 +214,7 @@ class Storm:
             await asyncio.sleep(0.5 if self.made >= WORK_ORDERS else 4)
 
 
-async def accept_offer(session: Any, offer_id: UUID, driver_id: UUID) -> None:
-    from models.offers.commands import accept
-
-    await accept(session, offer_id, driver_id)
-
-
-async def reject_offer(session: Any, offer_id: UUID, driver_id: UUID) -> None:
-    from models.offers.commands import reject
-
-    await reject(session, offer_id, driver_id, None)
-
-
-async def set_duty(session: Any, driver_id: UUID, status: str) -> None:
-    from models.drivers.commands import set_status
-
+async def set_duty(session: Session, driver_id: UUID, status: str) -> None:
     await set_status(session, driver_id, status, by_staff=False)
 
 
@@ -265,18 +266,20 @@ async def test_a_driver_who_moves_on_while_the_lane_waits_for_them_deadlocks_nob
         async with database.transaction() as session:
             await assign_driver(session, plain, wanted.driver_id, "force")
 
-    async with asyncio.TaskGroup() as tasks:
-        async with database.transaction() as session:
-            await session.run(
-                text("UPDATE driver_dispatch SET duty = 'off', state_version = state_version + 1 WHERE driver_id = :id"),
-                {"id": wanted.driver_id},
-            )
-            tasks.create_task(world.advance(crane))
-            await until_blocked(1)
-            tasks.create_task(name_them())
-            await until_blocked(2)
+    async with asyncio.TaskGroup() as tasks, database.transaction() as session:
+        await session.run(
+            text("UPDATE driver_dispatch SET duty = 'off', state_version = state_version + 1 WHERE driver_id = :id"),
+            {"id": wanted.driver_id},
+        )
+        tasks.create_task(world.advance(crane))
+        await until_blocked(1)
+        tasks.create_task(name_them())
+        await until_blocked(2)
     assert (await world.work_order(plain)).assigned_driver_id in (wanted.driver_id, None)
     await world.advance(plain)
     assert (await world.work_order(crane)).nobody_reasons is not None
-    assert [o.driver_id for o in await world.offers(plain) if o.status != "expired"] in ([wanted.driver_id], [other.driver_id])
+    assert [o.driver_id for o in await world.offers(plain) if o.status != "expired"] in (
+        [wanted.driver_id],
+        [other.driver_id],
+    )
     await invariants.check(database)

@@ -155,6 +155,7 @@ async def reach(case: Case, state: str) -> None:
 
 def expected(kind: WorkKind, status: S, action: str, *, was_held: bool) -> str | type[Refusal]:
     """The status afterwards, or the refusal: from the table, and from who asks."""
+
     def go(target: S) -> str | type[Refusal]:
         return target.value if target in allowed(kind, status) else IllegalTransition
 
@@ -260,7 +261,9 @@ async def test_a_life_leaves_one_event_and_one_audit_row_for_each_step(world: Wo
     row = await world.work_order(work)
     assert (row.completion_photo_key, row.completion_notes) == ("p/1.jpg", "all good")
     assert None not in (row.assigned_at, row.en_route_at, row.arrived_at, row.in_progress_at, row.completed_at)
-    actions = await world.all("SELECT action FROM audit_log WHERE entity_id = :id AND metadata ? 'to' ORDER BY id", id=work)
+    actions = await world.all(
+        "SELECT action FROM audit_log WHERE entity_id = :id AND metadata ? 'to' ORDER BY id", id=work
+    )
     assert [a.action for a in actions] == [
         "ENROLLMENT_ASSIGNED", "ENROLLMENT_HANDED_BACK", "ENROLLMENT_ASSIGNED", "ENROLLMENT_EN_ROUTE",
         "ENROLLMENT_ARRIVED", "ENROLLMENT_IN_PROGRESS", "ENROLLMENT_COMPLETED",

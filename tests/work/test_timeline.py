@@ -575,7 +575,9 @@ async def test_a_driver_who_sets_out_in_time_is_not_nudged(world: World) -> None
 # Who ignores or refuses everything
 
 
-async def asked_first(world: World, refuses: Person, others: list[Person], *, lets_lapse: bool, jobs: int) -> list[UUID]:
+async def asked_first(
+    world: World, refuses: Person, others: list[Person], *, lets_lapse: bool, jobs: int
+) -> list[UUID]:
     """Who is asked first for each of so many jobs, when one driver never takes any and the others take all."""
     by_id = {other.driver_id: other for other in others}
     first: list[UUID] = []
