@@ -6,11 +6,13 @@ Everything lives below pytest's temporary directory on free ports, and is gone a
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import pytest
+import structlog
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.testing import WorkflowEnvironment
@@ -27,6 +29,16 @@ _numbers = itertools.count(1)
 def anyio_backend() -> str:
     """One event loop for the whole session, so that session fixtures and tests may share connections."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """What a test configures of the logs, as the application does, ends with it."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers, root.level = handlers, level
 
 
 @pytest.fixture(scope="session")

@@ -27,18 +27,18 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from models.kit.database import Database
 from models.kit.settings import Settings
-from models.work.wakes import TOPIC, Wake, lease_wakes, record_sent, record_unsent, seconds_to_next
+from models.work.wakes import TOPIC, Wake, lease_wakes, record_sent, record_unsent
 from workflows.client import DISPATCH_QUEUE, RPC_TIMEOUT, connect, workflow_id
 from workflows.offers import DRIVER, KIND, ORGANIZATION, REFERENCE, STATUS, DispatchInput, DispatchWorkflow
 
 log = logging.getLogger(__name__)
 
-LEASE_S = 15.0
+LEASE_S = 8.0
 BATCH = 50
 SWEEP_S = 1.0
 RETRY_S = 1.0
 #: After a nudge: lets the answer that caused it go out first, and gathers what commits at the same time.
-GATHER_S = 0.005
+GATHER_S = 0.01
 
 
 class WakeRelay:
@@ -64,19 +64,16 @@ class WakeRelay:
                 busy = await self.relay_once()
                 delay = RETRY_S
                 if not busy:
-                    await self._wait(SWEEP_S)
+                    await self._wait()
             except (SQLAlchemyError, OSError, TimeoutError) as error:
                 log.warning("relay_database_unavailable error=%s", type(error).__name__)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5)
 
-    async def _wait(self, timeout: float) -> None:
-        async with self.database.reading() as session:
-            due_in = await seconds_to_next(session)
-        if due_in is not None:
-            timeout = min(timeout, max(due_in, 0.0))
+    async def _wait(self) -> None:
+        """Until this process commits a wake, or the next sweep."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._owed.wait(), timeout)
+            await asyncio.wait_for(self._owed.wait(), SWEEP_S)
             await asyncio.sleep(GATHER_S)
 
     async def relay_once(self) -> bool:

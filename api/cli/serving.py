@@ -34,7 +34,7 @@ def serve(settings: Settings, *, with_worker: bool) -> None:
         port=settings.port,
         # One: more of them are more `fairlead api`s, which a host's process manager starts and counts.
         workers=1,
-        loop=Loops.asyncio,
+        loop=Loops.uvloop,
         log_level=LogLevels.warning,
         workers_kill_timeout=DRAIN_SECONDS,
     ).serve()

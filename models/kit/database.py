@@ -17,10 +17,11 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import Executable, Table, insert
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.engine import CursorResult, Row
+from sqlalchemy.engine import Row
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from models.kit.driver import Driver
 from models.kit.sql import Sql, bind_all, encode_json, insert_into, merged
 
 log = logging.getLogger(__name__)
@@ -57,32 +58,46 @@ class Session:
         #: Statements that wait for the commit. A row that is written twice begins the next batch.
         self._batches: list[list[tuple[Sql, Mapping[str, Any]]]] = [[]]
         self._written: set[tuple[str, UUID]] = set()
+        self._short: Driver | None = None
         self._staged: dict[Table, list[dict[str, Any]]] = {}
         self._before_commit: dict[str, Callable[[], None]] = {}
         self._after_commit: list[Callable[[], None]] = []
         self.follow_ups: dict[str, Callable[[Database], Awaitable[None]]] = {}
 
-    async def _execute(self, statement: Sql | Executable, values: Any) -> CursorResult[Any]:
+    async def _driver(self) -> Driver:
+        if self._short is None:
+            self._short = await Driver.of(self.connection)
+        return self._short
+
+    async def _ready(self) -> None:
         if self._staged or self._written:
             # What follows must see what was written so far. Reading first, then writing, saves this round trip.
             await self._write_gathered()
-        if isinstance(statement, Sql):
-            return await self.connection.exec_driver_sql(statement.text, statement.bind(values))
-        return await self.connection.execute(statement, values)
 
     async def rows(self, statement: Sql | Executable, values: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
-        return (await self._execute(statement, values)).all()
+        await self._ready()
+        if isinstance(statement, Sql):
+            return await (await self._driver()).fetch(statement.text, statement.bind(values))
+        return (await self.connection.execute(statement, values)).all()
 
     async def row(self, statement: Sql | Executable, values: Mapping[str, Any] | None = None) -> Row[Any] | None:
-        return (await self._execute(statement, values)).first()
+        await self._ready()
+        if isinstance(statement, Sql):
+            found = await (await self._driver()).fetch(statement.text, statement.bind(values))
+            return found[0] if found else None
+        return (await self.connection.execute(statement, values)).first()
 
     async def value(self, statement: Sql | Executable, values: Mapping[str, Any] | None = None) -> Any:
         """The first column of the first row, or None."""
-        return (await self._execute(statement, values)).scalar()
+        row = await self.row(statement, values)
+        return None if row is None else row[0]
 
     async def run(self, statement: Sql | Executable, values: Any = None) -> int:
         """Execute at once and give the number of rows it touched."""
-        return (await self._execute(statement, values)).rowcount
+        await self._ready()
+        if isinstance(statement, Sql):
+            return await (await self._driver()).execute(statement.text, statement.bind(values))
+        return (await self.connection.execute(statement, values)).rowcount
 
     def write(self, statement: Sql, values: Mapping[str, Any], *, row: UUID) -> None:
         """Write this with the commit (or before the next read), together with everything else that waits for it, in
@@ -139,7 +154,7 @@ class Session:
         for batch in batches:
             if batch:
                 statement = merged(tuple(write for write, _ in batch))
-                await self.connection.exec_driver_sql(statement, bind_all(batch))
+                await (await self._driver()).execute(statement, bind_all(batch))
         for table, rows in large:
             await self.connection.execute(insert(table), rows)
 
@@ -166,6 +181,7 @@ class Database:
                 "timeout": 2,
                 "command_timeout": 30,
                 "prepared_statement_cache_size": 500,
+                "statement_cache_size": 500,
                 "server_settings": {
                     "application_name": name,
                     # Our statements are short; compiling them costs more than running them.

@@ -48,7 +48,15 @@ async def replace_policy(
         .with_for_update(key_share=True)
     )
     if current is None:
-        raise NotFound
+        # Either there is none, or another change replaced it while we waited for its lock.
+        version = await session.value(
+            select(table.c.version).where(
+                table.c.organization_id == organization_id, table.c.kind == kind, table.c.is_current
+            )
+        )
+        if version is None:
+            raise NotFound
+        raise PreconditionFailed(version=version)
     if current.version != expected_version:
         raise PreconditionFailed(version=current.version)
     settings = msgspec.to_builtins(policy)

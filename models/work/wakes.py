@@ -138,11 +138,6 @@ UPDATE workflow_wakes k SET claimed_until = clock_timestamp() + make_interval(se
 FROM locked WHERE k.work_order_id = locked.work_order_id
 """)
 
-_NEXT_DUE = Sql("""
-SELECT extract(epoch FROM min(greatest(due_at, claimed_until)) - clock_timestamp())::float8
-FROM workflow_wakes WHERE seq > sent_seq
-""")
-
 
 async def lease_wakes(session: Session, *, limit: int, lease_s: float) -> Sequence[Row[Any]]:
     """Claim due wakes for `lease_s` seconds; other relays pass over them meanwhile."""
@@ -157,9 +152,3 @@ async def record_sent(session: Session, sent: Sequence[tuple[UUID, int]]) -> Non
 async def record_unsent(session: Session, ids: Sequence[UUID], *, delay_s: float) -> None:
     """Could not be delivered: free them after `delay_s`."""
     await session.run(_UNSENT, {"ids": list(ids), "delay_s": delay_s})
-
-
-async def seconds_to_next(session: Session) -> float | None:
-    """Until the next owed wake is due; None when none is owed."""
-    value: float | None = await session.value(_NEXT_DUE)
-    return value

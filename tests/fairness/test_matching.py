@@ -39,7 +39,6 @@ async def decisions_replay(world: World) -> int:
 
 async def test_five_drivers_are_offered_five_enrollments_in_fairness_order(world: World) -> None:
     drivers = await world.line(5)
-    random.Random(1).shuffle(shuffled := list(drivers))
     works = [await world.enrollment() for _ in range(5)]
     for work in works:
         await world.advance(work)
@@ -176,8 +175,8 @@ async def test_ten_thousand_waiting_work_orders_cost_nothing(world: World) -> No
             text("""
             INSERT INTO work_orders (organization_id, kind, reference, source, policy_id, waiting_since, match_from,
                 escalate_from, required_skills)
-            SELECT organization_id, kind, 'EN-W' || n, source, policy_id, waiting_since + n * interval '1 ms', match_from,
-                escalate_from, '{crane}' FROM work_orders, generate_series(1, 10000) n""")
+            SELECT organization_id, kind, 'EN-W' || n, source, policy_id, waiting_since + n * interval '1 ms',
+                match_from, escalate_from, '{crane}' FROM work_orders, generate_series(1, 10000) n""")
         )
         await session.run(text("ANALYZE work_orders"))
     async with world.database.transaction() as session:

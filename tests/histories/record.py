@@ -255,6 +255,7 @@ async def record(client: Client, database: Database, settings: Settings, name: s
             await asyncio.gather(relaying, return_exceptions=True)
     # Which machine recorded it is nobody's business.
     told = re.sub(r'"identity": "[^"]*"', '"identity": "recorder"', history.to_json())
+    told = re.sub(r"\b\d+@[\w.-]+", "recorder", told)
     (HERE / f"{name}.json").write_text(told + "\n")
     print(f"{name}: {len(history.events)} events")  # noqa: T201 - a script tells what it did
 

@@ -9,7 +9,7 @@ import pytest
 from models.drivers.rules import DriverBusy
 from models.kit.database import Database
 from models.kit.errors import NotFound, Refusal
-from models.offers.rules import OfferAlreadyAccepted, OfferAlreadyRejected, OfferExpired, OfferTaken
+from models.offers.rules import OfferAlreadyAccepted, OfferAlreadyRejected, OfferExpired
 from models.work.commands import cancel
 from models.work.rules import WorkKind, WorkOrderCancelled
 from tests.factories.work import World

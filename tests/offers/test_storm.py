@@ -126,8 +126,8 @@ class Storm:
         """The drivers: twice at once, too late, not at all."""
         while not self.over:
             acts = [*await self.answering(), *await self.working()]
-            for row in await self.rows("SELECT driver_id FROM driver_dispatch WHERE duty <> 'on'"):
-                acts.append(self.act("on duty", set_duty, row.driver_id, "available"))
+            off = await self.rows("SELECT driver_id FROM driver_dispatch WHERE duty <> 'on'")
+            acts += [self.act("on duty", set_duty, row.driver_id, "available") for row in off]
             self.random.shuffle(acts)
             await asyncio.gather(*acts)
             await asyncio.sleep(0.01)

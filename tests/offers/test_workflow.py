@@ -75,7 +75,8 @@ async def test_a_work_order_is_offered_accepted_and_completed(worker: None, worl
     history = await handle.fetch_history()
     assert len(history.events) <= 20, [e.event_type for e in history.events]
     description = await handle.describe()
-    assert dict((p.key.name, p.value) for p in description.typed_search_attributes)["WorkOrderStatus"] == "completed"
+    shown = {pair.key.name: pair.value for pair in description.typed_search_attributes}
+    assert shown["WorkOrderStatus"] == "completed"
 
 
 async def test_ops_assign_by_an_update_and_a_refusal_keeps_its_name(worker: None, world: World, client: Client) -> None:

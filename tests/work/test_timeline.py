@@ -349,7 +349,7 @@ async def test_work_that_everybody_let_lapse_gets_its_next_round_though_others_w
     """The only driver was put off duty and comes back. What is first in the lane cannot be theirs, and the work that
     they let lapse must not wait for ever behind it."""
     driver = await world.driver()
-    await world.enrollment(priority=9, required_skills=("crane",))
+    await world.advance(await world.enrollment(priority=9, required_skills=("crane",)))
     work = await world.enrollment(priority=1)
     await world.advance(work)
     await later(world, 301)
