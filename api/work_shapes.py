@@ -16,6 +16,7 @@ from models.fairness.explain import ExcludedCount
 from models.identity.permissions import Caller
 from models.identity.rules import Role
 from models.kit.ids import UUID
+from models.work import queries
 from models.work.rules import Source, WorkKind, WorkOrderStatus
 
 
@@ -235,7 +236,8 @@ def _values(row: Row[Any], caller: Caller) -> dict[str, Any]:
     return shared | {
         "driver_id": row.route_driver_id,
         "stops": [
-            RouteStop(stop["address"], location_of(stop["lat"], stop["lng"]), stop["notes"]) for stop in row.stops or ()
+            RouteStop(stop["address"], location_of(stop["lat"], stop["lng"]), stop["notes"])
+            for stop in queries.stops_of(row)
         ],
         "notes": row.route_notes,
     }

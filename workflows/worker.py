@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator
 
@@ -26,6 +27,9 @@ from workflows.schedules import ensure_schedules
 from workflows.sweeps import SweepWorkflow
 
 log = logging.getLogger(__name__)
+
+
+NICENESS = 5
 
 
 def sandbox() -> SandboxedWorkflowRunner:
@@ -87,6 +91,8 @@ async def running_worker(client: Client, database: Database, settings: Settings)
 
 async def run_worker(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT."""
+    # Where API and worker share a machine that has not enough CPU, people are answered first.
+    os.nice(NICENESS)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -8,6 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
+from sqlalchemy import Select
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
 # A name after a single colon; `::type` is a cast.
 _TARGET = re.compile(r"\b(?:UPDATE|INSERT INTO)\s+(\w+)")
@@ -17,9 +19,11 @@ _NAME = re.compile(r"(?<![:\w]):([a-z_]+)\b(?!:)")
 class Sql:
     """One statement. A name may stand in it several times; its places share a parameter, so also its type."""
 
-    __slots__ = ("names", "target", "text")
+    __slots__ = ("given", "names", "target", "text")
 
     def __init__(self, text: str) -> None:
+        #: Values that are part of the statement.
+        self.given: dict[str, Any] = {}
         names: list[str] = []
 
         def number(match: re.Match[str]) -> str:
@@ -35,9 +39,23 @@ class Sql:
 
     def bind(self, values: Mapping[str, Any] | None) -> tuple[Any, ...]:
         """The parameters in order. Raises KeyError for a name without a value."""
+        if self.given:
+            values = {**self.given, **(values or {})}
         return tuple(values[name] for name in self.names) if values else ()
 
 
+def compiled(query: Select[Any]) -> Sql:
+    """A query made with SQLAlchemy, compiled once: for those that are built once and asked often. Its own values stay
+    in it, its `bindparam`s are given when it runs. A jsonb column comes as its text."""
+    made = query.compile(dialect=_DIALECT)
+    statement = Sql("")
+    statement.text = str(made)
+    statement.names = tuple(made.positiontup or ())
+    statement.given = {name: value for name, value in made.params.items() if value is not None}
+    return statement
+
+
+_DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 _NUMBER = re.compile(r"\$(\d+)")
 
 

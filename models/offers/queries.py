@@ -15,6 +15,7 @@ from models.fairness.records import read_record
 from models.fairness.tables import decisions
 from models.kit.database import Session
 from models.kit.errors import NotFound
+from models.kit.sql import compiled
 from models.offers.rules import OfferStatus
 from models.offers.tables import offers
 from models.organizations.scope import Scope
@@ -46,10 +47,15 @@ _OFFERS: Final[Select[Any]] = select(
 ).join_from(offers, work_orders, work_orders.c.id == offers.c.work_order_id)
 
 #: What accept and reject answer with; complete, so that the hottest path builds no statement.
-_OWN: Final = _OFFERS.where(
-    offers.c.id == bindparam("offer_id"),
-    offers.c.driver_id == bindparam("driver_id"),
+_OWN: Final = compiled(
+    _OFFERS.where(
+        offers.c.id == bindparam("offer_id"),
+        offers.c.driver_id == bindparam("driver_id"),
+    )
 )
+_OF_WORK_ORDER: Final = _OFFERS.where(offers.c.work_order_id == bindparam("id")).order_by(offers.c.sequence)
+_ALL_OF_WORK_ORDER: Final = compiled(_OF_WORK_ORDER)
+_OWN_OF_WORK_ORDER: Final = compiled(_OF_WORK_ORDER.where(offers.c.driver_id == bindparam("driver_id")))
 #: What a driver may answer now. One that has run out, though nobody has closed it yet, can no longer be accepted.
 _OPEN: Final = _OFFERS.where(
     offers.c.driver_id == bindparam("driver_id"),
@@ -104,10 +110,9 @@ async def offers_of_work_order(
 ) -> Sequence[Row[Any]]:
     """A work order's offers in the order they were made; with `driver_id`, that driver's only. The caller has found
     the work order within their scope."""
-    statement = _OFFERS.where(offers.c.work_order_id == work_order_id).order_by(offers.c.sequence)
-    if driver_id is not None:
-        statement = statement.where(offers.c.driver_id == driver_id)
-    return await session.rows(statement)
+    if driver_id is None:
+        return await session.rows(_ALL_OF_WORK_ORDER, {"id": work_order_id})
+    return await session.rows(_OWN_OF_WORK_ORDER, {"id": work_order_id, "driver_id": driver_id})
 
 
 async def offers_page(

@@ -9,13 +9,13 @@ from typing import Any, Final
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, exists, false, func, or_, select
+from sqlalchemy import ColumnElement, Row, and_, bindparam, exists, false, func, or_, select
 
 from models.identity.permissions import Caller
 from models.identity.rules import Role
 from models.kit.database import Session
 from models.kit.errors import NotFound
-from models.kit.sql import Sql
+from models.kit.sql import Sql, compiled
 from models.offers.rules import OfferStatus
 from models.offers.tables import offers
 from models.work.rules import WorkKind, WorkOrderStatus
@@ -72,7 +72,7 @@ _COLUMNS: Final = (
     _STOPS.label("stops"),
 )
 
-_EVENTS: Final = (
+_EVENTS: Final = compiled(
     select(work_order_events)
     .where(
         work_order_events.c.work_order_id == bindparam("id"),
@@ -137,6 +137,13 @@ async def events_of(session: Session, work_order: Row[Any]) -> Sequence[Row[Any]
     return await session.rows(_EVENTS, {"id": work_order.id, "since": work_order.created_at})
 
 
+def stops_of(work_order: Row[Any]) -> list[dict[str, Any]]:
+    """A route's stops in order: `{address, lat, lng, notes}` each."""
+    stops: list[dict[str, Any]] | str | None = work_order.stops
+    # A compiled query gives jsonb as its text.
+    return msgspec.json.decode(stops) if isinstance(stops, str) else stops or []
+
+
 async def is_under_way(session: Session, work_order_id: UUID) -> bool:
     """Has its first offer been out, or was it assigned or ended without one?"""
     return bool(await session.value(_PROGRESS, {"id": work_order_id}))
@@ -165,13 +172,13 @@ def _of_party(caller: Caller) -> ColumnElement[bool] | None:
 
 # Building these takes longer than running them, and one person asks for one piece of work after the other.
 @lru_cache(maxsize=256)
-def _one(caller: Caller, kind: WorkKind | None) -> Select[Any]:
-    return select(*_COLUMNS).select_from(_WITH_SIDES).where(*_this(caller, kind))
+def _one(caller: Caller, kind: WorkKind | None) -> Sql:
+    return compiled(select(*_COLUMNS).select_from(_WITH_SIDES).where(*_this(caller, kind)))
 
 
 @lru_cache(maxsize=256)
-def _whether_one(caller: Caller, kind: WorkKind | None) -> Select[Any]:
-    return select(work_orders.c.id).where(*_this(caller, kind))
+def _whether_one(caller: Caller, kind: WorkKind | None) -> Sql:
+    return compiled(select(work_orders.c.id).where(*_this(caller, kind)))
 
 
 def _this(caller: Caller, kind: WorkKind | None) -> list[ColumnElement[bool]]:

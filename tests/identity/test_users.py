@@ -8,7 +8,7 @@ from uuid import UUID
 
 import httpx
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import select
 
 from api.users import StatusToFind, StatusToSet
 from models.audit.tables import audit_log
@@ -18,6 +18,7 @@ from models.identity.queries import STATUS_FILTERS
 from models.kit.database import Database
 from models.kit.ids import new_id
 from tests.factories.people import PASSWORD, People, Person
+from tests.factories.statements import Statements
 
 USERS = "/api/v1/users"
 
@@ -231,7 +232,6 @@ async def test_a_page_of_people_costs_two_queries(
     dispatcher = await people.person("dispatcher", organization)
     for _ in range(5):
         await people.person("driver", organization)
-    statements: list[str] = []
-    event.listen(database.engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    statements = Statements(database)
     await client.get(USERS, headers=dispatcher.headers)
     assert len(statements) == 2

@@ -7,13 +7,14 @@ from uuid import UUID
 
 import httpx
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from models.kit.database import Database
 from models.kit.ids import new_id
 from models.work.commands import cancel
 from models.work.creating import Point
 from tests.factories.people import People, Person
+from tests.factories.statements import Statements
 from tests.factories.work import World
 
 OFFERS = "/api/v1/offers"
@@ -88,12 +89,7 @@ async def test_an_accept_costs_one_statement_more_than_its_command(
     driver = await world.driver()
     # The first accept of a process also learns the policy.
     await world.accept(await offered(world), driver)
-    statements: list[str] = []
-    event.listen(
-        database.engine.sync_engine,
-        "before_cursor_execute",
-        lambda _connection, _cursor, statement, *_: statements.append(statement),
-    )
+    statements = Statements(database)
     other = await world.driver()
     offer_id = await offered(world)
     statements.clear()

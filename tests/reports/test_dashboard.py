@@ -9,13 +9,14 @@ from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from models.kit.database import Database
 from models.work.commands import cancel, complete
 from models.work.commands import report_status as report
 from models.work.rules import WorkOrderStatus
 from tests.factories.people import People, Person
+from tests.factories.statements import Statements
 from tests.factories.work import World
 
 DASHBOARD = "/api/v1/dashboard"
@@ -146,12 +147,7 @@ async def test_the_board_costs_two_statements_whatever_stands_on_it(
 ) -> None:
     for _ in range(5):
         await world.enrollment()
-    statements: list[str] = []
-    event.listen(
-        database.engine.sync_engine,
-        "before_cursor_execute",
-        lambda _connection, _cursor, statement, *_: statements.append(statement),
-    )
+    statements = Statements(database)
     await figures(client, world.dispatcher)
     assert len(statements) == 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from api.work_orders import Sort, StatusToFind
 from models.kit.database import Database
@@ -13,6 +13,7 @@ from models.kit.ids import UUID, new_id
 from models.work.queries import OFFERED, SORTS
 from models.work.rules import WorkOrderStatus
 from tests.factories.desk import KINDS, Desk, field_errors
+from tests.factories.statements import Statements
 
 
 def test_the_filters_offered_are_the_ones_in_the_rules() -> None:
@@ -136,8 +137,7 @@ async def test_a_page_costs_two_queries_and_a_detail_three(desk: Desk, database:
     for work_order in made:
         await desk.world.advance(UUID(work_order["id"]))
     await desk.create("jobs", customer)
-    statements: list[str] = []
-    event.listen(database.engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    statements = Statements(database)
 
     async def cost(path: str, by: Any = None, **query: Any) -> int:
         statements.clear()
@@ -157,10 +157,7 @@ async def test_reading_one_uses_its_indexes(desk: Desk, database: Database) -> N
     """Work of a customer is found by theirs, however many others there are."""
     customer = await desk.world.people.person("customer", desk.world.organization_id)
     made = await desk.create("jobs", customer)
-    statements: list[tuple[str, Any]] = []
-    event.listen(
-        database.engine.sync_engine, "before_cursor_execute", lambda *args: statements.append((args[2], args[3]))
-    )
+    statements = Statements(database)
     await desk.get(f"/jobs/{made['id']}", customer)
     statement, values = statements[0]
     assert "work_orders" in statement
