@@ -157,6 +157,25 @@ async def live_through_an_enrollment(run: MakeDev) -> str:
     return work_order_id
 
 
+def the_readmes_walk_works_as_written(run: MakeDev) -> None:
+    """Every shell block of README.md, in order, as one script."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    walk = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(blocks)],
+        env=os.environ | {"BASE": run.url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert walk.returncode == 0, walk.stdout + walk.stderr
+    steps = iter(walk.stdout.splitlines())
+    for step in ("accepted", "accepted", "en_route", "arrived", "in_progress", "completed"):
+        assert any(line.endswith(step) for line in steps), f"{step} is missing from:\n{walk.stdout}"
+    for code in ("OFFER_ALREADY_ACCEPTED", "FORBIDDEN", "VALIDATION_FAILED"):
+        assert f'"code":"{code}"' in walk.stdout
+
+
 async def workflow_completes(run: MakeDev, work_order_id: str) -> bool:
     temporal = await Client.connect(f"127.0.0.1:{run.temporal_port}")
     handle = temporal.get_workflow_handle(f"work-order-{work_order_id}")
@@ -218,6 +237,7 @@ async def test_make_dev_lives_a_day_ends_on_control_c_and_goes_on_where_it_was(t
         assert httpx.get(f"{run.url}/health/ready", trust_env=False).status_code == 200
         work_order_id = await live_through_an_enrollment(run)
         assert await workflow_completes(run, work_order_id)
+        the_readmes_walk_works_as_written(run)
         await interrupted_demo_leaves_nothing_behind(run)
 
         assert len(run.processes()) > 5
