@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -58,7 +59,8 @@ ORDER BY w.priority DESC, w.waiting_since, w.id
 LIMIT 1
 """)
 
-# Every driver on duty, with all that the rule reads. `history`: what this work order already went through with them.
+# Every driver on duty, with all that the rule reads: first the fields of a Candidate in their order, then what an offer
+# needs. `history`: what this work order already went through with them.
 _CANDIDATES = Sql("""
 WITH history AS (
     SELECT o.driver_id,
@@ -70,9 +72,7 @@ WITH history AS (
     FROM offers o LEFT JOIN assignments a ON a.offer_id = o.id
     WHERE o.work_order_id = :work_order_id GROUP BY o.driver_id
 )
-SELECT d.driver_id, f.user_id, d.state_version, d.queue_at,
-    (SELECT coalesce(max(sequence), 0) + 1 FROM offers WHERE work_order_id = :work_order_id) AS next_sequence,
-    (SELECT expires_at FROM orders WHERE work_order_id = :work_order_id) AS latest_expiry,
+SELECT d.driver_id::text AS id,
     (extract(epoch FROM d.queue_at) * 1000000)::bigint AS queued_us,
     (extract(epoch FROM d.last_offered_at) * 1000000)::bigint AS last_offered_us,
     d.active_count, d.staff_busy,
@@ -86,7 +86,10 @@ SELECT d.driver_id, f.user_id, d.state_version, d.queue_at,
     (extract(epoch FROM p.last_seen_at) * 1000000)::bigint AS seen_at,
     CASE WHEN p.lat IS NOT NULL AND CAST(:lat AS float8) IS NOT NULL THEN
         round(earth_distance(ll_to_earth(:lat, :lng), ll_to_earth(p.lat, p.lng)))::bigint END AS distance_m,
-    (f.service_radius_km * 1000)::bigint AS service_radius_m
+    (f.service_radius_km * 1000)::bigint AS service_radius_m,
+    d.driver_id, f.user_id, d.state_version, d.queue_at,
+    (SELECT coalesce(max(sequence), 0) + 1 FROM offers WHERE work_order_id = :work_order_id) AS next_sequence,
+    (SELECT expires_at FROM orders WHERE work_order_id = :work_order_id) AS latest_expiry
 FROM driver_dispatch d
 JOIN driver_profiles f ON f.id = d.driver_id
 JOIN users u ON u.id = f.user_id AND u.is_active AND u.deleted_at IS NULL AND u.role = 'driver'
@@ -141,12 +144,15 @@ async def read_candidates(session: Session, work_order: Row[Any]) -> list[Row[An
     )
 
 
+_make: Callable[..., Candidate] = Candidate
+_FIELDS = len(Candidate.__struct_fields__)
+_SKILLS = Candidate.__struct_fields__.index("skills")
+
+
 def candidate_of(row: Row[Any]) -> Candidate:
-    return Candidate(
-        str(row.driver_id), row.queued_us, row.last_offered_us, row.active_count, row.staff_busy, row.has_offer,
-        tuple(row.skills), row.vehicle_type, row.already_offered, row.rejected, row.lapses, row.lapsed_at,
-        row.seen_at, row.distance_m, row.service_radius_m,
-    )  # fmt: skip
+    # By position: with a thousand on duty the names would cost more than the choice.
+    skills = row[_SKILLS]
+    return _make(*row[:_SKILLS], tuple(skills) if skills else (), *row[_SKILLS + 1 : _FIELDS])
 
 
 def facts_of(work_order: Row[Any]) -> Work:

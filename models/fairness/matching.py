@@ -114,15 +114,10 @@ class _Turn(msgspec.Struct, frozen=True):
     work: Work
     #: Microseconds since 1970 UTC.
     now: int
-    rows: list[Row[Any]]
     candidates: list[Candidate]
     choice: Choice
-
-    @property
-    def ranked(self) -> list[Row[Any]]:
-        """The eligible drivers' rows, best first."""
-        by_id = {str(row.driver_id): row for row in self.rows}
-        return [by_id[driver_id] for driver_id in self.choice.order]
+    #: The eligible drivers' rows, best first.
+    ranked: list[Row[Any]]
 
 
 async def _serve(
@@ -168,7 +163,9 @@ async def _look(session: Session, lane: Row[Any], work_order: Row[Any], current:
     candidates = [candidate_of(row) for row in rows]
     work, now = facts_of(work_order), micros(work_order.now)
     choice = choose(current.policy, work, now, candidates)
-    return _Turn(lane, work_order, current, work, now, rows, candidates, choice)
+    by_id = {candidate.driver_id: row for candidate, row in zip(candidates, rows, strict=True)}
+    ranked = [by_id[driver_id] for driver_id in choice.order]
+    return _Turn(lane, work_order, current, work, now, candidates, choice, ranked)
 
 
 def _decide(session: Session, turn: _Turn, *, action: str, chosen: int) -> UUID:
