@@ -24,7 +24,8 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int = 3
     idle: int = 150
     open_offers: int = 1000
-    spread_s: float = 10.0
+    #: Offers stay open for minutes, so a thousand of them end over a minute or more; 10 s is a storm.
+    spread_s: float = 60.0
     levels: tuple[int, ...] = (1000, 5000, 10_000)
     probes: int = 15
 
