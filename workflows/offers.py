@@ -42,6 +42,8 @@ class DispatchWorkflow:
         self.shown_status = work.shown_status
         self.step = Step(status=work.shown_status, waits_for="its first look")
         self.signals = 0
+        #: What the next look follows from; its summary in the UI.
+        self.because = "start"
 
     @workflow.run
     async def run(self, work: DispatchInput) -> str:
@@ -63,7 +65,9 @@ class DispatchWorkflow:
         """Settle, match, and learn what to wait for."""
         ref = WorkOrderRef(work_order_id=self.work.work_order_id)
         try:
-            return await workflow.execute_local_activity_method(DispatchActivities.advance, ref, **QUICK)
+            return await workflow.execute_local_activity_method(
+                DispatchActivities.advance, ref, summary=self.because, **QUICK
+            )
         except ActivityError:
             return await workflow.execute_activity_method(
                 DispatchActivities.advance, ref, summary="advance, once the database is back", **PATIENT
@@ -79,7 +83,7 @@ class DispatchWorkflow:
                 lambda: self.signals != since, timeout=timeout, timeout_summary=self.step.waits_for
             )
         except TimeoutError:
-            return
+            self.because = "time is up"
 
     def show(self) -> None:
         """What ops see: the offer chain as the run's details, the status and driver as search attributes."""
@@ -95,35 +99,39 @@ class DispatchWorkflow:
 
     @workflow.signal
     def accepted(self) -> None:
-        self.signals += 1
+        self._hear("accepted")
 
     @workflow.signal
     def rejected(self) -> None:
-        self.signals += 1
+        self._hear("rejected")
 
     @workflow.signal
     def assigned(self) -> None:
-        self.signals += 1
+        self._hear("assigned")
 
     @workflow.signal
     def unassigned(self) -> None:
-        self.signals += 1
+        self._hear("unassigned")
 
     @workflow.signal
     def reoffered(self) -> None:
-        self.signals += 1
+        self._hear("reoffered")
 
     @workflow.signal
     def status_changed(self) -> None:
-        self.signals += 1
+        self._hear("status_changed")
 
     @workflow.signal
     def cancelled(self) -> None:
-        self.signals += 1
+        self._hear("cancelled")
 
     @workflow.signal
     def driver_available(self) -> None:
+        self._hear("driver_available")
+
+    def _hear(self, what: str) -> None:
         self.signals += 1
+        self.because = what
 
     # Updates are for ops, in the UI or by CLI: the same commands as over HTTP, with who asked for the audit.
 
@@ -172,7 +180,7 @@ class DispatchWorkflow:
         await workflow.execute_activity_method(
             DispatchActivities.act_for_ops, asked, summary=f"{action}, asked by {request.actor}", **OPS
         )
-        self.signals += 1
+        self._hear(action)
         return await self.advance()
 
     @workflow.query
