@@ -33,6 +33,7 @@ from models.kit.database import Session
 from models.kit.ids import UUID
 from models.offers.queries import offers_of_work_order
 from models.work import commands, queries
+from models.work.details import change_details
 from models.work.rules import IllegalTransition, WorkKind, WorkOrderNotWaiting
 
 Line = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"\S")]
@@ -329,9 +330,7 @@ class KindController(WorkActions):
     ) -> Response[WorkOrderDetail]:
         """Until it has ended, with If-Match. Work that is rescheduled goes out when its new time comes."""
         await queries.visible(session, caller, work_order_id, self.kind)
-        await commands.change_details(
-            session, work_order_id, expected_version=expected_version(request), values=_columns(data)
-        )
+        await change_details(session, work_order_id, expected_version=expected_version(request), values=_columns(data))
         return await self.answer(session, caller, work_order_id)
 
 

@@ -106,9 +106,8 @@ def explain(header: Header, candidates: list[Candidate], driver_id: str) -> Expl
     if nearer_busy:
         drivers = "1 nearer driver was" if nearer_busy == 1 else f"{nearer_busy} nearer drivers were"
         parts.append(f"{drivers} busy")
-    others = [
-        f"{count} {_WHY_NOT[reason]}" for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    ]
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    others = [f"{count} {_why_not(reason, count)}" for reason, count in ordered]
     if others:
         parts.append("of the others on duty, " + ", ".join(others))
     return Explanation(
@@ -120,6 +119,10 @@ def explain(header: Header, candidates: list[Candidate], driver_id: str) -> Expl
         policy_version=header.policy_version,
         rule_version=header.rule_version,
     )
+
+
+def _why_not(reason: Exclusion, count: int) -> str:
+    return _WHY_NOT[reason] if count > 1 else _WHY_NOT[reason].replace("were", "was")
 
 
 def _sentence(text: str) -> str:

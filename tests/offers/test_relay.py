@@ -17,7 +17,8 @@ from temporalio.service import RPCError
 
 from models.kit.database import Database
 from models.kit.settings import DEVELOPMENT_SECRET, Settings
-from models.work.commands import change_details, complete
+from models.work.commands import complete
+from models.work.details import change_details
 from models.work.wakes import Wake, lease_wakes, raise_wake, record_sent
 from tests.factories.proxy import Proxy
 from tests.factories.work import World

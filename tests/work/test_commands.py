@@ -20,13 +20,13 @@ from models.offers.rules import OfferExpired, OfferTaken
 from models.work.commands import (
     assign_driver,
     cancel,
-    change_details,
     complete,
     hand_back,
     reoffer,
     report_status,
     unassign,
 )
+from models.work.details import change_details
 from models.work.rules import (
     DRIVER_REPORTS,
     HELD,
