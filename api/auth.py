@@ -73,13 +73,12 @@ class AuthController(Controller):
     path = "/auth"
     tags = ("Sign-in",)
 
-    # A sign-in may queue for the password hash behind others; it has the time that people have.
     @post(
         "/login",
         operation_id="Login",
         summary="Sign in with e-mail and password",
         status_code=200,
-        opt=PUBLIC | {"time_limit_s": 10},
+        opt=PUBLIC,
         responses=refuses(InvalidCredentials),
     )
     async def login(
