@@ -10,9 +10,10 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 from msgspec import UNSET, UnsetType
 
+from api.guards import needs
 from api.instants import Instant, checked_instant
 from api.locations import Location
-from api.new_work import made, may_wait, point_of
+from api.new_work import made, point_of
 from api.work_orders import Address, ChangeWorkRequest, KindController, Line, Notes, Priority, Skills
 from api.work_shapes import Enrollment, EnrollmentDetail
 from models.identity.permissions import Caller
@@ -58,7 +59,7 @@ class EnrollmentController(KindController):
     kind: ClassVar[WorkKind | None] = WorkKind.ENROLLMENT
     signature_namespace = _STRUCTS
 
-    @post(operation_id="CreateEnrollment", summary="Ask for a premise visit", opt=may_wait("work:create"))
+    @post(operation_id="CreateEnrollment", summary="Ask for a premise visit", opt=needs("work:create"))
     async def create(
         self,
         request: Request[Any, Any, Any],

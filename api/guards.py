@@ -15,7 +15,6 @@ from litestar.routes import HTTPRoute, WebSocketRoute
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.bodies import BODY
-from api.dependencies import wait_preference
 from models.identity.permissions import MATRIX, Caller
 from models.identity.rules import Unauthenticated
 from models.identity.tokens import AccessTokens
@@ -25,6 +24,8 @@ from models.kit.errors import Forbidden, ValidationFailed
 PUBLIC: Final[dict[str, Any]] = {"permission": "public"}
 #: A request that Postgres keeps waiting longer gives up with 503. `opt={"time_limit_s": ..}` sets another limit.
 TIME_LIMIT_S: Final = 2.5
+#: Key in the scope's state: how many seconds more a handler may take that has committed and only waits.
+GRACE_S: Final = "grace_s"
 #: Our tokens have about 600 characters; whatever is far longer is not worth hashing.
 _LONGEST_TOKEN: Final = 4096
 
@@ -60,10 +61,7 @@ class Authentication:
         # Postgres has no text that holds a NUL, and nothing we look for has one in its name.
         if b"%00" in scope["query_string"] or "\0" in scope["path"]:
             raise ValidationFailed({BODY: ["The address must not contain the NUL character"]})
-        opt = scope["route_handler"].opt
-        limit_s = opt.get("time_limit_s", TIME_LIMIT_S)
-        if opt.get("may_wait"):
-            limit_s += wait_preference(ASGIConnection(scope))
+        limit_s = scope["route_handler"].opt.get("time_limit_s", TIME_LIMIT_S)
         await _answer_in_time(self.app, scope, receive, send, limit_s)
 
     def _caller(self, scope: Scope) -> Caller | None:
@@ -96,6 +94,9 @@ async def _answer_in_time(app: ASGIApp, scope: Scope, receive: Receive, send: Se
     task = asyncio.ensure_future(app(scope, receive, send_unless_late))
     try:
         await asyncio.wait((task,), timeout=limit_s)
+        if not task.done() and GRACE_S in scope["state"]:
+            # Its work is done; it only waits, as its caller prefers.
+            await asyncio.wait((task,), timeout=scope["state"][GRACE_S])
     except asyncio.CancelledError:
         _abandon(task)
         raise

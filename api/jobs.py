@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 from api.guards import needs
 from api.instants import Instant, checked_instant
 from api.locations import Location
-from api.new_work import made, may_wait, point_of
+from api.new_work import made, point_of
 from api.openapi import refuses
 from api.work_orders import (
     Address,
@@ -83,7 +83,7 @@ class JobController(KindController):
     cancel = cancel_handler("job:cancel")
     list_kind = list_handler("job:read")
 
-    @post(operation_id="CreateJob", summary="Order a service", opt=may_wait("job:create"))
+    @post(operation_id="CreateJob", summary="Order a service", opt=needs("job:create"))
     async def create(
         self,
         request: Request[Any, Any, Any],

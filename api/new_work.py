@@ -12,7 +12,7 @@ from litestar import Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.dependencies import actor_of, wait_preference
-from api.guards import needs
+from api.guards import GRACE_S
 from api.locations import Location
 from api.work_orders import detail
 from models.identity.permissions import Caller
@@ -22,11 +22,6 @@ from models.work import queries
 from models.work.creating import Point
 
 _POLL_S: Final = 0.05
-
-
-def may_wait(permission: str) -> dict[str, Any]:
-    """For `opt=` of handlers that answer with `made`: the limit of all, and the wait that the caller prefers."""
-    return needs(permission, may_wait=True)
 
 
 def point_of(location: Location | None) -> Point | None:
@@ -46,6 +41,7 @@ async def made(
     headers = {"Location": f"{request.url.path.rstrip('/')}/{work_order_id}"}
     if wait := wait_preference(request):
         headers["Preference-Applied"] = f"wait={wait}"
+        request.scope["state"][GRACE_S] = wait
         # The work exists, whatever becomes of the wait for its offer: an error would have it created twice.
         with contextlib.suppress(SQLAlchemyError, OSError):
             await _first_offer(database, work_order_id, wait)

@@ -9,8 +9,9 @@ from litestar import Request, Response, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
+from api.guards import needs
 from api.locations import Location
-from api.new_work import made, may_wait, point_of
+from api.new_work import made, point_of
 from api.work_orders import Address, KindController, Notes, Priority, Skills
 from api.work_shapes import Order, OrderDetail
 from models.identity.permissions import Caller
@@ -49,7 +50,7 @@ class OrderController(KindController):
     kind: ClassVar[WorkKind | None] = WorkKind.ORDER
     signature_namespace = _STRUCTS
 
-    @post(operation_id="CreateOrder", summary="Have something delivered", opt=may_wait("work:create"))
+    @post(operation_id="CreateOrder", summary="Have something delivered", opt=needs("work:create"))
     async def create(
         self,
         request: Request[Any, Any, Any],

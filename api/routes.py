@@ -9,9 +9,10 @@ from litestar import Request, Response, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
+from api.guards import needs
 from api.instants import Instant, checked_instant
 from api.locations import Location
-from api.new_work import made, may_wait, point_of
+from api.new_work import made, point_of
 from api.work_orders import Address, KindController, Notes
 from api.work_shapes import Route, RouteDetail
 from models.identity.permissions import Caller
@@ -46,7 +47,7 @@ class RouteController(KindController):
     kind: ClassVar[WorkKind | None] = WorkKind.ROUTE
     signature_namespace = _STRUCTS
 
-    @post(operation_id="CreateRoute", summary="Plan a route for a driver", opt=may_wait("work:create"))
+    @post(operation_id="CreateRoute", summary="Plan a route for a driver", opt=needs("work:create"))
     async def create(
         self,
         request: Request[Any, Any, Any],

@@ -309,6 +309,29 @@ async def test_without_postgres_the_answer_is_503_within_3_seconds(
             await _until_it_answers(client, person)
 
 
+async def test_a_creation_that_may_wait_for_its_offer_does_not_wait_for_postgres(
+    database: Database, database_url: str
+) -> None:
+    people = People(database)
+    person = await people.person("dispatcher", await people.organization())
+    async with Proxy(database_url) as proxy:
+        app = create_app(settings(database_url=proxy.url), with_relay=False)
+        transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+        async with app.lifespan(), httpx.AsyncClient(transport=transport, base_url="http://fairlead.test") as client:
+            await _until_it_answers(client, person)
+            await proxy.hang()
+            began = time.perf_counter()
+            response = await client.post(
+                "/api/v1/enrollments",
+                json={"premise_id": "P-1", "timeslot": "08:00"},
+                headers=person.headers | {"Prefer": "wait=5"},
+            )
+            assert time.perf_counter() - began < 3
+            checked(response, 503, "UNAVAILABLE")
+            await proxy.resume()
+            await _until_it_answers(client, person)
+
+
 async def _until_it_answers(client: httpx.AsyncClient, person: Person) -> None:
     for _ in range(5):
         if (await client.get("/api/v1/auth/me", headers=person.headers)).status_code == 200:

@@ -9,9 +9,11 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from models.fairness.candidates import first_servable
 from models.fairness.records import chain_hash, read_record, replays, verify_body
 from models.kit.database import Database
-from models.work.rules import WorkKind
+from models.work.commands import cancel, report_status
+from models.work.rules import WorkKind, WorkOrderStatus
 from tests.factories.work import World
 
 pytestmark = pytest.mark.anyio
@@ -145,9 +147,6 @@ async def test_someone_who_appears_is_offered_the_work_that_waits(world: World) 
 
 
 async def test_a_cancellation_gives_back_the_place_in_line(world: World) -> None:
-    from models.work.commands import cancel, report_status
-    from models.work.rules import WorkOrderStatus
-
     first, _ = await world.line(2)
     before = (await world.dispatch(first)).queue_at
     work = await world.enrollment()
@@ -182,8 +181,6 @@ async def test_ten_thousand_waiting_work_orders_cost_nothing(world: World) -> No
     async with world.database.transaction() as session:
         plan = await session.rows(text("SELECT pg_stat_reset()"))
         assert plan
-    from models.fairness.candidates import first_servable
-
     async with world.database.transaction() as session:
         assert await first_servable(session, world.organization_id) is None
         reads = await session.value(text("SELECT pg_stat_get_xact_tuples_fetched('work_orders'::regclass)"))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from temporalio.client import Client, WorkflowUpdateFailedError
 
+from activities.dispatch import OpsAction
 from models.kit.database import Database
 from models.kit.settings import DEVELOPMENT_SECRET, Settings
 from models.work.commands import complete
 from tests.factories.work import World
+from tests.factories.workers import until
 from workflows.client import connect, workflow_id
 from workflows.offers import DispatchWorkflow
 from workflows.worker import running_worker
@@ -39,15 +40,6 @@ async def client(settings: Settings) -> Client:
 async def worker(client: Client, database: Database, settings: Settings) -> AsyncIterator[None]:
     async with running_worker(client, database, settings):
         yield
-
-
-async def until(condition: Any, *, within_s: float = 10) -> Any:
-    """Wait for something to become true; the last value is in the failure."""
-    value = None
-    async with asyncio.timeout(within_s):
-        while not (value := await condition()):
-            await asyncio.sleep(0.02)
-    return value
 
 
 async def test_a_work_order_is_offered_accepted_and_completed(worker: None, world: World, client: Client) -> None:
@@ -80,8 +72,6 @@ async def test_a_work_order_is_offered_accepted_and_completed(worker: None, worl
 
 
 async def test_ops_assign_by_an_update_and_a_refusal_keeps_its_name(worker: None, world: World, client: Client) -> None:
-    from activities.dispatch import OpsAction
-
     driver = await world.driver(status="break")
     work = await world.enrollment()
     handle = client.get_workflow_handle(workflow_id(work))
