@@ -3,6 +3,7 @@
 from models.audit import tables as audit
 from models.drivers import tables as drivers
 from models.fairness import tables as fairness
+from models.idempotency import tables as idempotency
 from models.identity import tables as identity
 from models.kit.base import metadata
 from models.notifications import tables as notifications
@@ -15,6 +16,7 @@ __all__ = [
     "audit",
     "drivers",
     "fairness",
+    "idempotency",
     "identity",
     "metadata",
     "notifications",

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from sqlalchemy import Column, Index, PrimaryKeyConstraint, Table, Text, Uuid, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
 from sqlalchemy.types import UserDefinedType
 
-from models.kit.base import Json, created_at, metadata, status_column
+from models.kit.base import Json, Timestamp, created_at, metadata, status_column, tenant_column
 
 
 class ActorKind(StrEnum):
@@ -49,4 +61,46 @@ audit_log = Table(
     Index(None, "entity_type", "entity_id"),
     Index(None, "transaction_id"),
     postgresql_partition_by="RANGE (created_at)",
+)
+
+#: The place that the sealer gave a row. `organization_id` is all zeros for rows of no tenant.
+audit_leaves = Table(
+    "audit_leaves",
+    metadata,
+    Column("audit_id", Uuid, primary_key=True),
+    tenant_column(),
+    #: Without a gap, from 1 in each organization.
+    Column("number", BigInteger, nullable=False),
+    #: The row's own, which tells its partition.
+    Column("created_at", Timestamp, nullable=False),
+    #: SHA-256(salt || personal values): what enters the hash in their place, and stays when they are erased.
+    Column("commitment", LargeBinary, nullable=False),
+    UniqueConstraint("organization_id", "number"),
+)
+
+#: One batch of rows, `first_number` to `last_number`, under one Merkle root; each chained to the one before.
+audit_seals = Table(
+    "audit_seals",
+    metadata,
+    tenant_column(),
+    Column("first_number", BigInteger, nullable=False),
+    Column("last_number", BigInteger, nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    Column("previous_hash", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    #: Ed25519 over `hash`, by a key outside the database.
+    Column("signature", LargeBinary, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("sealed_at", Timestamp, nullable=False),
+    PrimaryKeyConstraint("organization_id", "first_number"),
+)
+
+#: How far the sealer has come: every row of a transaction below `horizon` has its leaf. Transaction ids mean something
+#: in one cluster only, which `system_identifier` names: after a restore into another one, the sealer looks at all rows.
+audit_sealer = Table(
+    "audit_sealer",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("system_identifier", BigInteger, nullable=False),
+    Column("horizon", Xid8, nullable=False),
 )

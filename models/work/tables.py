@@ -205,6 +205,23 @@ workflow_wakes = Table(
     postgresql_with={"fillfactor": 70},
 )
 
+#: Work orders whose `advance` fails by a mistake of ours, not by an outage. From `parked_at` on nothing is tried any
+#: more until somebody says `fairlead stuck retry` or `drop`.
+stuck_work = Table(
+    "stuck_work",
+    metadata,
+    Column("work_order_id", Uuid, primary_key=True),
+    tenant_column(),
+    Column("failures", Integer, nullable=False),
+    #: The last error's class and text, without values of rows.
+    Column("error", Text, nullable=False),
+    Column("first_failed_at", Timestamp, nullable=False),
+    Column("last_failed_at", Timestamp, nullable=False),
+    Column("parked_at", Timestamp),
+    tenant_key("work_order_id", "work_orders"),
+    Index("ix_stuck_work_parked", "parked_at", postgresql_where=text("parked_at IS NOT NULL")),
+)
+
 work_order_events = Table(
     "work_order_events",
     metadata,
