@@ -11,7 +11,7 @@ from datetime import timedelta
 import msgspec
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from activities.dispatch import DispatchActivities, OpsAction, Step, WorkOrderRef
@@ -68,7 +68,10 @@ class DispatchWorkflow:
             return await workflow.execute_local_activity_method(
                 DispatchActivities.advance, ref, summary=self.because, **QUICK
             )
-        except ActivityError:
+        except FailureError as error:
+            # Not only ActivityError: a local activity that has used up its attempts raises its own error, unwrapped.
+            if is_cancelled_exception(error):
+                raise
             return await workflow.execute_activity_method(
                 DispatchActivities.advance, ref, summary="advance, once the database is back", **PATIENT
             )

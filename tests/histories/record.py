@@ -2,7 +2,7 @@
 
     .venv/bin/python -m tests.histories.record NAME..
 
-Names are those of `SCENARIOS`; without one, those that have no file yet. A recorded history is what a running workflow
+Names are those of `RECORDERS`; without one, those that have no file yet. A recorded history is what a running workflow
 of an earlier release looks like: it is added to, never made anew. New paths get new names.
 """
 
@@ -18,11 +18,15 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHistory
 from temporalio.service import RPCError
+from temporalio.worker import Worker
 
 import migrations
+from activities.channels.base import adapters_from
 from activities.dispatch import OpsAction
+from activities.notifications import DrainInput, NotificationActivities
+from activities.sweeps import SweepActivities
 from api.cli.services import EmbeddedPostgres, EmbeddedTemporal
 from models.kit.database import Database
 from models.kit.settings import DEVELOPMENT_SECRET, Settings
@@ -30,11 +34,15 @@ from models.policies.rules import OnTimeout
 from models.work.commands import assign_driver, cancel, complete, hand_back, report_status, unassign
 from models.work.rules import WorkKind, WorkOrderStatus
 from tests.factories.people import Person
+from tests.factories.proxy import Proxy
 from tests.factories.work import World
 from tests.factories.workers import dispatch_worker, until
 from workflows.client import connect, workflow_id
+from workflows.notifications import NotificationSender, SenderInput, ensure_sender
 from workflows.offers import DispatchWorkflow
 from workflows.relay import WakeRelay
+from workflows.sweeps import SweepWorkflow
+from workflows.worker import sandbox
 
 HERE = Path(__file__).parent
 #: So low that a handful of rounds makes the server suggest to continue as new.
@@ -51,9 +59,11 @@ def suggesting_server(directory: Path) -> EmbeddedTemporal:
 class Scene:
     """One organization with a running worker and relay, and the words in which a scenario is told."""
 
-    def __init__(self, world: World, client: Client) -> None:
+    def __init__(self, world: World, client: Client, workers_link: Proxy | None = None) -> None:
         self.world = world
         self.client = client
+        #: The worker's way to Postgres, for the scenario that cuts it.
+        self.workers_link = workers_link
 
     async def do(self, command: Callable[..., Awaitable[Any]], *args: Any, **named: Any) -> None:
         async with self.world.database.transaction() as session:
@@ -223,6 +233,24 @@ async def continued_as_new(scene: Scene) -> UUID:
     return await scene.finish(work)
 
 
+async def outage(scene: Scene) -> UUID:
+    """The database is gone for longer than the quick way tries, and comes back."""
+    assert scene.workers_link is not None
+    driver = await scene.world.driver()
+    await scene.workers_link.refuse()
+    work = await scene.world.enrollment()
+    handle = scene.client.get_workflow_handle(workflow_id(work))
+
+    async def waits_patiently() -> bool:
+        description = await described(handle)
+        return bool(description and description.raw_description.pending_activities)
+
+    await until(waits_patiently, within_s=30)
+    await scene.workers_link.resume()
+    await scene.take(work, driver)
+    return await scene.finish(work)
+
+
 async def described(handle: Any) -> Any:
     with contextlib.suppress(RPCError):
         return await handle.describe()
@@ -234,25 +262,69 @@ SCENARIOS: dict[str, Callable[[Scene], Awaitable[UUID]]] = {
     for scenario in (
         accept, reject_then_accept, expiry, broadcast_then_auto, manual, route_reminded, cancel_while_offered,
         unassigned, handed_back, order_expired, escalated_nudged_and_late, ops_updates, continued_as_new,
+        outage,
     )
 }  # fmt: skip
 
 
-async def record(client: Client, database: Database, settings: Settings, name: str) -> None:
+async def record(client: Client, database: Database, settings: Settings, name: str) -> WorkflowHistory:
     world = await World.make(database)
     relay = WakeRelay(database, settings, client)
-    async with dispatch_worker(database, client):
-        relaying = asyncio.create_task(relay.run())
-        try:
-            work = await SCENARIOS[name](Scene(world, client))
-            handle = client.get_workflow_handle(workflow_id(work))
-            await until(lambda: described(handle))
-            await handle.result()
-            first = (await handle.describe()).raw_description.workflow_execution_info.first_run_id
-            history = await client.get_workflow_handle(workflow_id(work), run_id=first).fetch_history()
-        finally:
-            relaying.cancel()
-            await asyncio.gather(relaying, return_exceptions=True)
+    url = database.engine.url.render_as_string(hide_password=False)
+    async with Proxy(url) as link:
+        behind = Database(link.url)
+        async with dispatch_worker(behind, client):
+            relaying = asyncio.create_task(relay.run())
+            try:
+                work = await SCENARIOS[name](Scene(world, client, link))
+                handle = client.get_workflow_handle(workflow_id(work))
+                await until(lambda: described(handle))
+                await handle.result()
+            finally:
+                relaying.cancel()
+                await asyncio.gather(relaying, return_exceptions=True)
+        await behind.close()
+    return await first_run(client, workflow_id(work))
+
+
+async def record_sender(client: Client, database: Database, settings: Settings, name: str) -> WorkflowHistory:
+    activities = NotificationActivities(database, adapters_from(settings))
+    worker = Worker(
+        client, task_queue=name, workflows=[NotificationSender], activities=[activities.drain],
+        workflow_runner=sandbox(),
+    )  # fmt: skip
+    async with worker:
+        handle = await ensure_sender(client, name, SenderInput(drain=DrainInput(run_for_s=1)))
+        run = (await handle.describe()).run_id
+
+        async def renewed() -> bool:
+            return (await handle.describe()).run_id != run
+
+        await until(renewed)
+        await handle.terminate()
+    return await first_run(client, handle.id)
+
+
+async def record_sweep(client: Client, database: Database, settings: Settings, name: str) -> WorkflowHistory:
+    sweeps = SweepActivities(database)
+    worker = Worker(
+        client, task_queue=name, workflows=[SweepWorkflow], activities=[sweeps.sweep_lanes], workflow_runner=sandbox()
+    )
+    async with worker:
+        await client.execute_workflow(SweepWorkflow.run, "sweep_lanes", id=name, task_queue=name)
+    return await first_run(client, name)
+
+
+async def first_run(client: Client, id: str) -> WorkflowHistory:
+    described = await client.get_workflow_handle(id).describe()
+    first = described.raw_description.workflow_execution_info.first_run_id
+    return await client.get_workflow_handle(id, run_id=first).fetch_history()
+
+
+RECORDERS = dict.fromkeys(SCENARIOS, record) | {"notification_sender": record_sender, "sweep": record_sweep}
+
+
+def keep(name: str, history: WorkflowHistory) -> None:
     # Which machine recorded it is nobody's business.
     told = re.sub(r'"identity": "[^"]*"', '"identity": "recorder"', history.to_json())
     told = re.sub(r"\b\d+@[\w.-]+", "recorder", told)
@@ -261,7 +333,7 @@ async def record(client: Client, database: Database, settings: Settings, name: s
 
 
 async def main(names: list[str]) -> None:
-    chosen = names or [name for name in SCENARIOS if not (HERE / f"{name}.json").exists()]
+    chosen = names or [name for name in RECORDERS if not (HERE / f"{name}.json").exists()]
     with tempfile.TemporaryDirectory() as directory:
         for name in chosen:
             here = Path(directory) / name
@@ -279,7 +351,7 @@ async def main(names: list[str]) -> None:
                 await migrations.upgrade(url)
                 settings = Settings(temporal_address=temporal.address, secret_key=DEVELOPMENT_SECRET, dev_mode=True)
                 database = Database(url.replace("postgresql://", "postgresql+asyncpg://"))
-                await record(await connect(settings), database, settings, name)
+                keep(name, await RECORDERS[name](await connect(settings), database, settings, name))
                 await database.close()
             finally:
                 temporal.kill()

@@ -20,14 +20,17 @@ from models.kit.settings import DEVELOPMENT_SECRET, Settings
 from tests.factories import invariants
 from tests.factories.work import World
 from tests.factories.workers import dispatch_worker
-from tests.histories.record import SCENARIOS, Scene, continued_as_new, suggesting_server
+from tests.histories.record import RECORDERS, Scene, continued_as_new, suggesting_server
 from workflows.client import DATA_CONVERTER, connect, workflow_id
+from workflows.notifications import NotificationSender
 from workflows.offers import DispatchInput, DispatchWorkflow
 from workflows.relay import WakeRelay
+from workflows.sweeps import SweepWorkflow
 from workflows.worker import sandbox
 
 pytestmark = pytest.mark.anyio
 
+WORKFLOWS = [DispatchWorkflow, NotificationSender, SweepWorkflow]
 HISTORIES = sorted((Path(__file__).resolve().parents[1] / "histories").glob("*.json"))
 
 
@@ -36,12 +39,12 @@ def read(path: Path) -> WorkflowHistory:
 
 
 def test_every_path_has_a_recorded_history() -> None:
-    assert {path.stem for path in HISTORIES} >= set(SCENARIOS)
+    assert {path.stem for path in HISTORIES} >= set(RECORDERS)
 
 
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
 async def test_a_recorded_history_replays(path: Path) -> None:
-    replayer = Replayer(workflows=[DispatchWorkflow], data_converter=DATA_CONVERTER, workflow_runner=sandbox())
+    replayer = Replayer(workflows=WORKFLOWS, data_converter=DATA_CONVERTER, workflow_runner=sandbox())
     result = await replayer.replay_workflow(read(path))
     assert result.replay_failure is None
 
