@@ -272,10 +272,23 @@ async def test_a_work_order_has_one_open_assignment(world: World) -> None:
     driver = await world.driver()
     _, offer = await offered(world)
     await world.accept(offer.id, driver)
-    with pytest.raises(IntegrityError, match="uq_assignments"):
+    with pytest.raises(IntegrityError, match="uq_assignments_offer_id"):
         await world.all(
-            "INSERT INTO assignments (organization_id, work_order_id, driver_id, offer_id, starts_at, counted) "
-            "SELECT organization_id, work_order_id, driver_id, offer_id, now(), true FROM assignments RETURNING 1"
+            "INSERT INTO assignments (organization_id, work_order_id, driver_id, offer_id, starts_at, ends_at, "
+            "ended_by, counted) SELECT organization_id, work_order_id, driver_id, offer_id, now(), now(), 'cancelled', "
+            "true FROM assignments RETURNING 1"
+        )
+    with pytest.raises(IntegrityError, match="uq_assignments_open"):
+        await world.all(
+            """
+            WITH other AS (
+                INSERT INTO offers (organization_id, work_order_id, driver_id, round, sequence, mode, exclusive, status,
+                    offered_at, expires_at, expires_max_at, responded_at, policy_id)
+                SELECT organization_id, work_order_id, driver_id, round + 1, sequence + 1, mode, false, 'accepted',
+                    now(), now(), now(), now(), policy_id FROM offers
+                RETURNING *)
+            INSERT INTO assignments (organization_id, work_order_id, driver_id, offer_id, starts_at, counted)
+            SELECT organization_id, work_order_id, driver_id, id, now(), true FROM other RETURNING 1"""
         )
     assert "ck_assignments_ended" in await refused(world, "UPDATE assignments SET ends_at = now()")
     assert "ck_driver_dispatch_active_count" in await refused(world, "UPDATE driver_dispatch SET active_count = -1")

@@ -116,7 +116,7 @@ MUTANTS = (
         """    WHERE id = (SELECT work_order_id FROM offers WHERE id = :offer_id AND driver_id = :driver_id)
     FOR NO KEY UPDATE""",
         "    WHERE id = (SELECT work_order_id FROM offers WHERE id = :offer_id AND driver_id = :driver_id)",
-        ("tests/offers/test_commands.py", "-k", "fifty or racing"),
+        ("tests/offers/test_commands.py", "-k", "same_work or fifty"),
     ),
     Mutant(
         "an answer holds its driver",
@@ -124,7 +124,7 @@ MUTANTS = (
         "models/offers/commands.py",
         "SELECT * FROM driver_dispatch WHERE driver_id = :driver_id FOR NO KEY UPDATE",
         "SELECT * FROM driver_dispatch WHERE driver_id = :driver_id",
-        ("tests/offers/test_commands.py", "-k", "two_broadcasts"),
+        ("tests/offers/test_commands.py", "-k", "same_driver"),
     ),
     Mutant(
         "two relays never lease the same wake",

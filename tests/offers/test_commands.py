@@ -9,10 +9,12 @@ import pytest
 from models.drivers.rules import DriverBusy
 from models.kit.database import Database
 from models.kit.errors import NotFound, Refusal
-from models.offers.rules import OfferAlreadyAccepted, OfferAlreadyRejected, OfferExpired
+from models.offers.commands import accept
+from models.offers.rules import OfferAlreadyAccepted, OfferAlreadyRejected, OfferExpired, OfferTaken
 from models.work.commands import cancel
 from models.work.rules import WorkKind, WorkOrderCancelled
 from tests.factories.work import World
+from tests.factories.workers import until
 
 pytestmark = pytest.mark.anyio
 
@@ -150,6 +152,50 @@ async def test_one_driver_accepting_two_broadcasts_at_once_gets_one(world: World
     offers = [offer for work in works for offer in await world.offers(work)]
     states = sorted((offer.status, offer.reason or "") for offer in offers)
     assert states == [("accepted", ""), ("expired", "driver_unavailable")]
+
+
+async def waiting_for_a_lock(world: World) -> bool:
+    return bool(
+        await world.all(
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+    )
+
+
+async def once_it_waits_or_ends(world: World, answer: asyncio.Task[None]) -> None:
+    async def either() -> bool:
+        return answer.done() or await waiting_for_a_lock(world)
+
+    await until(either)
+
+
+async def test_an_answer_waits_for_the_one_before_it_to_the_same_work(world: World) -> None:
+    """Not by luck of timing: the first answer is held open in its transaction."""
+    first, second = await world.driver(), await world.driver()
+    work = await world.order()
+    await world.advance(work)
+    offers = {offer.driver_id: offer.id for offer in await world.offers(work)}
+    async with world.database.transaction() as session:
+        await accept(session, offers[first.driver_id], first.driver_id)
+        late = asyncio.create_task(world.accept(offers[second.driver_id], second))
+        await once_it_waits_or_ends(world, late)
+    with pytest.raises(OfferTaken):
+        await late
+
+
+async def test_an_answer_waits_for_the_one_before_it_of_the_same_driver(world: World) -> None:
+    driver = await world.driver()
+    works = [await world.order(), await world.order()]
+    for work in works:
+        await world.advance(work)
+    one, other = [(await world.pending(work)).id for work in works]
+    async with world.database.transaction() as session:
+        await accept(session, one, driver.driver_id)
+        late = asyncio.create_task(world.accept(other, driver))
+        await once_it_waits_or_ends(world, late)
+    with pytest.raises(DriverBusy):
+        await late
+    assert (await world.dispatch(driver)).active_count == 1
 
 
 async def test_accept_racing_expiry_has_one_outcome(world: World) -> None:
