@@ -13,19 +13,25 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
 import structlog
-from asyncpg import InterfaceError as DriverInterfaceError
-from asyncpg import PostgresError
 from jinja2 import TemplateError
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from temporalio import activity
 
 from activities.channels.base import ChannelAdapter, Misconfigured, Outgoing, SendError, TemporarilyFailed
 from activities.channels.outbox import Outbox
 from activities.renderers.messages import Rendered, render
+from models.kit.crashes import crash_at
 from models.kit.database import Database
-from models.notifications.commands import DueMessage, Outcome, lease_due, record_outcomes
+from models.kit.outages import is_outage, without_values
+from models.notifications.commands import (
+    DueMessage,
+    Outcome,
+    lease_due,
+    lease_unread,
+    read_leased,
+    record_outcomes,
+)
 from models.notifications.rules import (
     MAX_ATTEMPTS,
     Channel,
@@ -51,7 +57,7 @@ class DrainInput:
     """`batch` messages are leased at once and sent side by side. `run_for_s` ends the activity, not the sending."""
 
     batch: int = 50
-    lease_s: float = 60.0
+    lease_s: float = 40.0
     run_for_s: float = 600.0
 
 
@@ -99,23 +105,80 @@ class NotificationActivities:
         )
 
     async def _one_batch(self, input: DrainInput) -> list[NotificationStatus]:
-        messages = await _through_outages(lambda: self._lease(input))
-        if not messages:
+        messages, unreadable = await _through_outages(lambda: self._lease(input))
+        if not messages and not unreadable:
             return []
-        outcomes = await asyncio.gather(*(self._deliver(message) for message in messages))
+        crash_at("drain.leased")
+        outcomes = unreadable + await asyncio.gather(*(self._deliver(message) for message in messages))
+        crash_at("drain.sent")
         await _through_outages(lambda: self._record(outcomes))
+        crash_at("drain.recorded")
         return [outcome.status for outcome in outcomes]
 
-    async def _lease(self, input: DrainInput) -> list[DueMessage]:
+    async def _lease(self, input: DrainInput) -> tuple[list[DueMessage], list[Outcome]]:
+        """What is due, and the end of what is due but cannot be read."""
+        try:
+            async with self.database.transaction() as session:
+                return await lease_due(session, limit=input.batch, lease_s=input.lease_s), []
+        except Exception as error:
+            if is_outage(error):
+                raise
+            logger.error("batch_not_readable", error=without_values(error))  # noqa: TRY400 - it would repeat the rows
+        return await self._lease_one_by_one(input)
+
+    async def _lease_one_by_one(self, input: DrainInput) -> tuple[list[DueMessage], list[Outcome]]:
         async with self.database.transaction() as session:
-            return await lease_due(session, limit=input.batch, lease_s=input.lease_s)
+            leased = await lease_unread(session, limit=input.batch, lease_s=input.lease_s)
+        messages: list[DueMessage] = []
+        unreadable: list[Outcome] = []
+        for lease in leased:
+            try:
+                async with self.database.reading() as session:
+                    messages.append(await read_leased(session, lease))
+            except Exception as error:
+                if is_outage(error):
+                    raise
+                told = without_values(error)
+                logger.error("message_not_readable", id=str(lease.id), error=told)  # noqa: TRY400 - it would repeat the row
+                unreadable.append(
+                    Outcome(
+                        id=lease.id,
+                        created_at=lease.created_at,
+                        attempt=lease.attempt,
+                        status=NotificationStatus.FAILED,
+                        error=f"cannot be read: {told}",
+                    )
+                )
+        return messages, unreadable
 
     async def _record(self, outcomes: list[Outcome]) -> None:
-        async with self.database.transaction() as session:
-            await record_outcomes(session, outcomes)
+        """Together; where that fails by one of them, each by itself, and at worst without anybody's words."""
+        try:
+            async with self.database.transaction() as session:
+                await record_outcomes(session, outcomes)
+        except Exception as error:
+            if is_outage(error):
+                raise
+            told = without_values(error)
+            if len(outcomes) > 1:
+                for outcome in outcomes:
+                    await self._record([outcome])
+            elif (plain := _without_words(outcomes[0], told)) != outcomes[0]:
+                await self._record([plain])
+            else:
+                # Its lease runs out, and its attempts do in the end.
+                logger.critical("outcome_not_recorded", id=str(outcomes[0].id), error=told)
 
     async def _deliver(self, message: DueMessage) -> Outcome:
         """One attempt at one message. Whatever goes wrong is this message's outcome, not the batch's."""
+        try:
+            return await self._attempt(message)
+        except Exception as error:
+            told = without_values(error)
+            logger.error("message_broke", id=str(message.id), notification_event=message.event, error=told)  # noqa: TRY400 - it would repeat the message
+            return _failed(message, message.channel, f"cannot be sent: {told}")
+
+    async def _attempt(self, message: DueMessage) -> Outcome:
         if message.event not in KNOWN_EVENTS:
             # Written by a newer release than ours, whose sender will know it.
             return _put_off(message, message.channel, None, f"this sender does not know {message.event}", None)
@@ -169,7 +232,8 @@ class NotificationActivities:
         if not message.recipient_active:
             return "the recipient's account is closed"
         if too_late(event, now=message.now, offer_expires_at=message.offer_expires_at):
-            return "the offer's time was up before the message could be sent"
+            earlier = "; an earlier attempt may have arrived" if message.attempt > 1 else ""
+            return f"the offer's time was up before the message could be sent{earlier}"
         if channel is None:
             return "nothing reaches this person: no verified phone and no e-mail address"
         if not _address(message, channel):
@@ -209,6 +273,13 @@ def _failed(message: DueMessage, channel: Channel | None, error: str, *, sent_by
         channel=channel,
         error=error,
         sent_by=sent_by,
+    )
+
+
+def _without_words(outcome: Outcome, error: str) -> Outcome:
+    """The same outcome without what a provider or a template put into it."""
+    return msgspec.structs.replace(
+        outcome, error=f"cannot be recorded in full: {error}", provider_id=None, subject=None, body=None
     )
 
 
@@ -270,8 +341,8 @@ async def _through_outages(attempt: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await attempt()
-        except (DBAPIError, PoolTimeout, PostgresError, DriverInterfaceError, OSError) as error:
-            if isinstance(error, (ProgrammingError, IntegrityError, DataError)):
+        except Exception as error:
+            if not is_outage(error):
                 raise  # Our mistake, which waiting does not mend.
             if activity.is_worker_shutdown() or activity.is_cancelled():
                 raise

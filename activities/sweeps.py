@@ -1,17 +1,34 @@
-"""Set-based sweeps, run by Temporal Schedules: what no single work order's workflow would notice."""
+"""Set-based sweeps, run by Temporal Schedules: what no single work order's workflow would notice.
+
+An organization or a driver for whom a sweep fails by a mistake keeps nobody else from being swept; the sweep fails at
+its end and says for how many.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+from uuid import UUID
+
+import structlog
 from sqlalchemy import text
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from models.drivers.commands import set_status, silent_drivers
 from models.fairness.candidates import first_servable
-from models.kit.database import Database
+from models.idempotency.commands import delete_old
+from models.kit.database import Database, Session
+from models.kit.outages import is_outage, without_values
 from models.schema import PARTITIONED
 from models.work.wakes import Wake, raise_wake
 
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
 SILENT_OFFLINE_AFTER_S = 900
+#: So that no transaction takes long: this many take less than a tenth of a second.
+KEYS_AT_ONCE = 5_000
 
 _LANES_THAT_WAIT = text("""
 SELECT DISTINCT organization_id FROM work_orders WHERE match_from <= clock_timestamp()
@@ -29,32 +46,64 @@ class SweepActivities:
         """Wake the head of each lane that has become servable by movement, a heartbeat or the end of a pause."""
         async with self.database.transaction() as session:
             lanes = [row.organization_id for row in await session.rows(_LANES_THAT_WAIT)]
-        woken = 0
-        for organization_id in lanes:
-            async with self.database.transaction() as session:
-                head = await first_servable(session, organization_id)
-                if head is not None:
-                    raise_wake(session, head, organization_id, Wake.DRIVER_AVAILABLE)
-                    woken += 1
-        return woken
+        return await self._each(lanes, _wake_first_servable)
 
     @activity.defn
     async def sweep_silent_drivers(self) -> int:
         """Mark offline who has sent heartbeats, fell silent and holds nothing."""
         async with self.database.transaction() as session:
             silent = await silent_drivers(session, after_s=SILENT_OFFLINE_AFTER_S)
-        for driver_id in silent:
+        return await self._each(silent, _mark_offline)
+
+    @activity.defn
+    async def clean_idempotency_keys(self) -> int:
+        """Delete the answers that have been kept for their time."""
+        deleted, batch = 0, KEYS_AT_ONCE
+        while batch == KEYS_AT_ONCE:
             async with self.database.transaction() as session:
-                await set_status(session, driver_id, "offline", by_staff=False)
-        return len(silent)
+                batch = await delete_old(session, limit=KEYS_AT_ONCE)
+            deleted += batch
+        return deleted
 
     @activity.defn
     async def make_partitions(self) -> int:
         """Make the monthly partitions of the months ahead."""
-        made = 0
-        for table in PARTITIONED:
-            async with self.database.transaction() as session:
-                made += await session.value(
-                    text("SELECT ensure_month_partitions(CAST(:name AS regclass))"), {"name": table}
-                )
-        return made
+        return await self._each(PARTITIONED, _make_partitions)
+
+    async def _each(self, subjects: Sequence[T], sweep: Callable[[Session, T], Awaitable[int]]) -> int:
+        """Sweep each in a transaction of its own; the sum of what there was to do."""
+        done = failed = 0
+        for subject in subjects:
+            try:
+                async with self.database.transaction() as session:
+                    found = await sweep(session, subject)
+                done += found
+            except Exception as error:
+                if is_outage(error):
+                    raise
+                failed += 1
+                name = sweep.__name__.strip("_")
+                log.error("sweep_failed", sweep=name, subject=str(subject), error=without_values(error))  # noqa: TRY400 - a traceback would repeat the values of rows
+        if failed:
+            told = f"failed for {failed} of {len(subjects)}, see the log; {done} found for the others"
+            # It runs again soon anyway.
+            raise ApplicationError(told, type="SweepIncomplete", non_retryable=True)
+        return done
+
+
+async def _wake_first_servable(session: Session, organization_id: UUID) -> int:
+    head = await first_servable(session, organization_id)
+    if head is None:
+        return 0
+    raise_wake(session, head, organization_id, Wake.DRIVER_AVAILABLE)
+    return 1
+
+
+async def _mark_offline(session: Session, driver_id: UUID) -> int:
+    await set_status(session, driver_id, "offline", by_staff=False)
+    return 1
+
+
+async def _make_partitions(session: Session, table: str) -> int:
+    made: int = await session.value(text("SELECT ensure_month_partitions(CAST(:name AS regclass))"), {"name": table})
+    return made

@@ -27,6 +27,7 @@ from api.enrollments import EnrollmentController
 from api.errors import answer
 from api.guards import Authentication, check_permission, check_routes
 from api.health import health, health_v1, ready
+from api.idempotency import HEADER, REPLAYED, Idempotency
 from api.jobs import JobController
 from api.logs import configure_logging, log_access, request_id_of
 from api.offers import OfferController, orders_feed
@@ -37,9 +38,9 @@ from api.routes import RouteController
 from api.users import UserController
 from api.work_orders import WorkOrderController
 from models.identity.tokens import AccessTokens
+from models.kit.crashes import arm
 from models.kit.database import Database
 from models.kit.settings import Settings, load_settings
-from workflows.client import connect_when_up
 from workflows.relay import WakeRelay
 
 log: Final = structlog.get_logger("fairlead.api")
@@ -77,6 +78,7 @@ def create_app(
     the end. `with_relay` sends wakes from this process, `with_worker` also runs workflows in it."""
     settings = settings or load_settings()
     configure_logging(settings)
+    arm(settings.dev_crash_at)
     tokens = AccessTokens(settings.secret_key)
     app = Litestar(
         route_handlers=[
@@ -88,7 +90,7 @@ def create_app(
         ],
         state=State({"settings": settings, "tokens": tokens}),
         lifespan=[_lifespan(settings, database, with_relay=with_relay, with_worker=with_worker)],
-        middleware=[DefineMiddleware(Authentication, tokens=tokens)],
+        middleware=[DefineMiddleware(Authentication, tokens=tokens), Idempotency],
         guards=[check_permission],
         dependencies=DEPENDENCIES,
         request_class=JsonRequest,
@@ -140,10 +142,9 @@ def _lifespan(
 async def _work(database: Database, settings: Settings) -> None:
     """Run workflows in this process as soon as Temporal is up; requests are answered meanwhile."""
     # Only here: with the worker come the provider SDKs, which an API on its own has no use for.
-    from workflows.worker import running_worker
+    from workflows.worker import serve
 
-    async with running_worker(await connect_when_up(settings), database, settings):
-        await asyncio.Event().wait()
+    await serve(database, settings, asyncio.Event())
 
 
 def _report_end(task: asyncio.Task[None]) -> None:
@@ -190,7 +191,7 @@ def _cors(settings: Settings) -> CORSConfig | None:
     return CORSConfig(
         allow_origins=origins,
         allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
-        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-Match", "Prefer", "X-Request-ID"],
-        expose_headers=["ETag", "Location", "Preference-Applied", "Retry-After", "X-Request-ID"],
+        allow_headers=["Authorization", "Content-Type", HEADER, "If-Match", "Prefer", "X-Request-ID"],
+        expose_headers=["ETag", REPLAYED, "Location", "Preference-Applied", "Retry-After", "X-Request-ID"],
         allow_credentials=True,
     )

@@ -10,7 +10,7 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from api.dependencies import actor_of
-from api.guards import PUBLIC, needs
+from api.guards import KEYLESS, PUBLIC, needs
 from api.openapi import refuses
 from api.users import User, shown
 from models.identity import commands, queries
@@ -72,6 +72,7 @@ class PermissionMatrix(msgspec.Struct):
 class AuthController(Controller):
     path = "/auth"
     tags = ("Sign-in",)
+    opt = KEYLESS
 
     @post(
         "/login",

@@ -12,6 +12,7 @@ import base64
 import binascii
 import re
 from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Annotated, Any, Final, Generic, TypeVar
 from uuid import UUID
 
@@ -30,6 +31,8 @@ from models.kit.errors import PreconditionFailed, PreconditionRequired, Validati
 T = TypeVar("T")
 
 MAX_WAIT_S: Final = 5
+#: Key in the scope's state: the Session that api/idempotency.py has opened for this request, and ends.
+SESSION: Final = "session"
 _ETAG: Final = re.compile(r'"([0-9]{1,9})"')
 _WAIT: Final = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
 
@@ -51,9 +54,18 @@ async def provide_session(
 ) -> AsyncGenerator[Session, None]:
     # Asking for the caller, though the request has it, makes Litestar resolve the two one after the other: side by
     # side it would start a task group for them on every request.
-    database: Database = request.app.state.database
-    async with database.transaction(actor_of(request)) as session:
+    async with transaction_of(request) as session:
         yield session
+
+
+def transaction_of(request: Request[Any, Any, Any]) -> AbstractAsyncContextManager[Session]:
+    """A transaction for what this request does. Under an Idempotency-Key it is the one that keeps the answer too, and
+    commits when there is one."""
+    joined: Session | None = request.scope["state"].get(SESSION)
+    if joined is not None:
+        return nullcontext(joined)
+    database: Database = request.app.state.database
+    return database.transaction(actor_of(request))
 
 
 def actor_of(request: Request[Any, Any, Any]) -> Actor:

@@ -6,18 +6,18 @@ apart below. What is answered never holds a stack trace, a statement or an addre
 
 from __future__ import annotations
 
-import socket
 from typing import Any, Final
 
-import asyncpg
 import msgspec
 import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
+from litestar.types import Receive, Scope, Send
 from sqlalchemy import exc as sql
 
-from api.bodies import BODY, FieldErrors, UnsupportedMediaType, dotted
+from api.bodies import BODY, FieldErrors, JsonRequest, UnsupportedMediaType, dotted
 from api.logs import request_id_of
+from models.idempotency.rules import IdempotencyInProgress, IdempotencyKeyReused
 from models.identity.rules import InvalidCredentials, Unauthenticated
 from models.kit.errors import (
     Forbidden,
@@ -28,6 +28,7 @@ from models.kit.errors import (
     Unavailable,
     ValidationFailed,
 )
+from models.kit.outages import is_outage
 
 log: Final = structlog.get_logger("fairlead.api")
 
@@ -40,6 +41,7 @@ STATUS: Final[dict[type[Refusal], int]] = {
     NotFound: 404,
     PreconditionFailed: 412,
     UnsupportedMediaType: 415,
+    IdempotencyKeyReused: 422,
     PreconditionRequired: 428,
     Unavailable: 503,
     Refusal: 409,
@@ -56,10 +58,11 @@ BY_STATUS: Final[dict[int, tuple[str, str]]] = {
     503: ("UNAVAILABLE", Unavailable.message),
 }
 _HEADERS: Final[dict[int, dict[str, str]]] = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
+_HEADERS_OF: Final[dict[type[Refusal], dict[str, str]]] = {IdempotencyInProgress: {"Retry-After": "1"}}
+#: Key in the scope's state once an error was answered: whether somebody decided to refuse, or it just happened.
+REFUSED: Final = "refused"
 
-#: Classes of SQLSTATE: connection lost, out of resources, told to stop; and waits that Postgres broke off.
-_UNAVAILABLE_CLASSES: Final = ("08", "53", "57")
-_UNAVAILABLE_STATES: Final = frozenset({"40001", "40P01", "55P03"})
+#: Class of SQLSTATE: a value that its column cannot hold.
 _INVALID_CLASS: Final = "22"
 
 
@@ -76,6 +79,7 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorB
     """The response to whatever was raised. Registered for `Exception`: nothing passes by it."""
     if isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
+    request.scope["state"][REFUSED] = isinstance(error, Refusal | HTTPException)
     status, code, message, details, headers = _told_apart(error)
     request_id = request_id_of(request.scope)
     if status == 500:
@@ -96,10 +100,17 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorB
     )
 
 
+async def respond(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send the answer to an error, for a middleware. Litestar answers what is raised only until the handler's own
+    answer has begun, also where a middleware has held that back."""
+    request = JsonRequest(scope, receive)
+    await answer(request, error).to_asgi_response(app=None, request=request)(scope, receive, send)
+
+
 def _told_apart(error: Exception) -> tuple[int, str, str, dict[str, Any], dict[str, str]]:
     if isinstance(error, Refusal):
         status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-        return status, error.code, str(error), error.details, {}
+        return status, error.code, str(error), error.details, _HEADERS_OF.get(type(error), {})
     if isinstance(error, HTTPException):
         return _of_framework(error)
     status = _of_database(error)
@@ -142,16 +153,8 @@ def _of_database(error: Exception) -> int:
     """409, 400 or 503 for what Postgres and the way to it raise; 500 for anything else."""
     if isinstance(error, sql.IntegrityError):
         return 409
-    if isinstance(error, sql.TimeoutError | TimeoutError | ConnectionError | socket.gaierror) or type(error) is OSError:
-        # A plain OSError is asyncpg's way to say that none of a host's addresses answered.
+    if is_outage(error):
         return 503
     cause = error.orig if isinstance(error, sql.DBAPIError) else error
     state = getattr(cause, "sqlstate", None)
-    if isinstance(state, str):
-        if state.startswith(_UNAVAILABLE_CLASSES) or state in _UNAVAILABLE_STATES:
-            return 503
-        if state.startswith(_INVALID_CLASS):
-            return 400
-    lost = isinstance(error, sql.DBAPIError) and error.connection_invalidated
-    gone = isinstance(error, sql.InterfaceError | asyncpg.InterfaceError | asyncpg.PostgresConnectionError)
-    return 503 if lost or gone else 500
+    return 400 if isinstance(state, str) and state.startswith(_INVALID_CLASS) else 500

@@ -10,11 +10,12 @@ from typing import Any, Final
 from litestar import Litestar
 from litestar.connection import ASGIConnection
 from litestar.enums import ScopeType
-from litestar.handlers import BaseRouteHandler
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.routes import HTTPRoute, WebSocketRoute
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.bodies import BODY
+from api.errors import respond
 from models.identity.permissions import MATRIX, Caller
 from models.identity.rules import Unauthenticated
 from models.identity.tokens import AccessTokens
@@ -22,8 +23,12 @@ from models.kit.errors import Forbidden, ValidationFailed
 
 #: For `opt=` of the few handlers that nobody needs to sign in for.
 PUBLIC: Final[dict[str, Any]] = {"permission": "public"}
-#: A request that Postgres keeps waiting longer gives up with 503. `opt={"time_limit_s": ..}` sets another limit.
-TIME_LIMIT_S: Final = 2.5
+#: For `opt=` of a controller, or `needs(.., **KEYLESS)`: its POSTs take no Idempotency-Key, since their answers hold
+#: secrets, which are not kept, or have a key of their own.
+KEYLESS: Final[dict[str, Any]] = {"idempotency_key": False}
+#: A request that Postgres keeps waiting longer gives up with 503. Callers are promised that answer within 2 s, which
+#: leaves half a second to give it to many at once. `opt={"time_limit_s": ..}` sets another limit.
+TIME_LIMIT_S: Final = 1.5
 #: Key in the scope's state: how many seconds more a handler may take that has committed and only waits.
 GRACE_S: Final = "grace_s"
 #: Our tokens have about 600 characters; whatever is far longer is not worth hashing.
@@ -78,7 +83,7 @@ class Authentication:
 
 
 async def _answer_in_time(app: ASGIApp, scope: Scope, receive: Receive, send: Send, limit_s: float | None) -> None:
-    """Let `app` begin its answer within `limit_s` seconds, or raise TimeoutError; None waits for ever.
+    """Let `app` begin its answer within `limit_s` seconds, or answer that it took too long; None waits for ever.
 
     `asyncio.timeout` would not do: it waits for what it cancelled, and closing the connection to a Postgres that hangs
     takes two seconds more. The request goes on being undone by itself, and cannot answer a second time.
@@ -103,7 +108,8 @@ async def _answer_in_time(app: ASGIApp, scope: Scope, receive: Receive, send: Se
     if not task.done() and state is _Answer.PENDING:
         state = _Answer.LATE
         _abandon(task)
-        raise TimeoutError
+        await respond(TimeoutError(), scope, receive, send)
+        return
     await task
 
 
@@ -148,6 +154,17 @@ def permission_of(handler: BaseRouteHandler) -> str | None:
     """What the handler states: a permission of the matrix, `public`, or None."""
     stated = handler.opt.get("permission")
     return stated if stated == "public" or stated in MATRIX else None
+
+
+def takes_key(handler: BaseRouteHandler) -> bool:
+    """Whether a POST to it may be sent under an Idempotency-Key: to any that somebody must sign in for, unless it is
+    KEYLESS."""
+    return (
+        isinstance(handler, HTTPRouteHandler)
+        and "POST" in handler.http_methods
+        and permission_of(handler) not in (None, "public")
+        and handler.opt.get("idempotency_key", True) is True
+    )
 
 
 def check_routes(app: Litestar) -> None:

@@ -11,10 +11,12 @@ from typing import Any, Final
 from litestar import Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.dependencies import actor_of, wait_preference
+from api.dependencies import transaction_of, wait_preference
 from api.guards import GRACE_S
+from api.idempotency import settle
 from api.locations import Location
 from api.work_orders import detail
+from api.work_shapes import WorkOrderDetail
 from models.identity.permissions import Caller
 from models.kit.database import Database, Session
 from models.kit.ids import UUID
@@ -35,20 +37,24 @@ async def made(
     create: Callable[[Session], Awaitable[UUID]],
 ) -> Response[Any]:
     """Create, commit and answer 201. With `Prefer: wait=N`, only when the first offer is out or N seconds are over."""
-    async with database.transaction(actor_of(request)) as session:
+    async with transaction_of(request) as session:
         work_order_id = await create(session)
         work_order = await detail(session, caller, work_order_id, is_new=True)
     headers = {"Location": f"{request.url.path.rstrip('/')}/{work_order_id}"}
     if wait := wait_preference(request):
         headers["Preference-Applied"] = f"wait={wait}"
+        await settle(request, _created(work_order, headers))
         request.scope["state"][GRACE_S] = wait
         # The work exists, whatever becomes of the wait for its offer: an error would have it created twice.
         with contextlib.suppress(SQLAlchemyError, OSError):
             await _first_offer(database, work_order_id, wait)
             async with database.reading() as session:
                 work_order = await detail(session, caller, work_order_id)
-    headers["ETag"] = f'"{work_order.version}"'
-    return Response(work_order, status_code=201, headers=headers)
+    return _created(work_order, headers)
+
+
+def _created(work_order: WorkOrderDetail, headers: dict[str, str]) -> Response[WorkOrderDetail]:
+    return Response(work_order, status_code=201, headers=headers | {"ETag": f'"{work_order.version}"'})
 
 
 async def _first_offer(database: Database, work_order_id: UUID, wait_s: float) -> None:

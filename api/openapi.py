@@ -19,13 +19,16 @@ from litestar.routes import HTTPRoute
 
 from api.errors import BY_STATUS, STATUS, ErrorBody
 from api.examples import example_of
-from api.guards import permission_of
+from api.guards import permission_of, takes_key
+from api.idempotency import HEADER, REPLAYED
+from models.idempotency.rules import KEY_PATTERN, LONGEST_KEY, IdempotencyInProgress, IdempotencyKeyReused
 from models.identity.permissions import MATRIX
 from models.kit.errors import PreconditionFailed, PreconditionRequired, Refusal
 
 VERSION: Final = "0.1.0"
 _BEARER: Final = "bearer"
 _REQUEST_ID: Final = "0198a1b2-3c4d-7e5f-8a6b-7c8d9e0f1a2b"
+_RETRY_AFTER: Final = {"schema": {"type": "integer"}, "description": "Seconds"}
 #: Litestar's words for a success.
 _EMPTY_WORDS: Final = {HTTPStatus(status).description for status in (200, 201)}
 _INTRODUCTION: Final = """\
@@ -97,6 +100,8 @@ def refuses(*refusals: type[Refusal]) -> dict[int, ResponseSpec]:
 
 #: Of a handler that wants If-Match.
 VERSIONED: Final = (PreconditionRequired, PreconditionFailed)
+#: Of every handler that takes an Idempotency-Key.
+KEYED: Final = (IdempotencyInProgress, IdempotencyKeyReused)
 
 
 def openapi_document(app: Litestar) -> dict[str, Any]:
@@ -104,6 +109,7 @@ def openapi_document(app: Litestar) -> dict[str, Any]:
     document: dict[str, Any] = msgspec.to_builtins(app.openapi_schema.to_schema(), enc_hook=str)
     components = document["components"]
     components["responses"] = {_component(status): _shared_response(status) for status in (*BY_STATUS, 500)}
+    components["responses"] |= {_name(kind.code): _refusal_response(kind) for kind in KEYED}
     components["schemas"].setdefault("ErrorBody", _error_schema())
     for operation, handler in _operations(app, document):
         _complete(operation, handler)
@@ -129,6 +135,8 @@ def _complete(operation: dict[str, Any], handler: HTTPRouteHandler) -> None:
     # Litestar documents its own shape for bad input, which no client ever sees.
     if "ErrorBody" not in str(responses.get("400")):
         responses.pop("400", None)
+    if takes_key(handler):
+        _take_key(operation)
     # Health says by itself what is out.
     shared = {500} if "Health" in operation.get("tags", ()) else {500, 503}
     if operation.get("requestBody"):
@@ -153,15 +161,67 @@ def _complete(operation: dict[str, Any], handler: HTTPRouteHandler) -> None:
             response["description"] = "Created" if status == "201" else "OK"
 
 
+def _take_key(operation: dict[str, Any]) -> None:
+    """A POST may be sent again under the key that it was sent with."""
+    operation.setdefault("parameters", []).append(
+        {
+            "name": HEADER,
+            "in": "header",
+            "required": False,
+            "description": "Yours, new for each request. Sent again with it within 24 hours, the same request has no "
+            "second effect, and gets the first answer again.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_KEY, "pattern": KEY_PATTERN},
+            "example": _REQUEST_ID,
+        }
+    )
+    responses = operation["responses"]
+    for status, response in responses.items():
+        if status.startswith("2"):
+            response.setdefault("headers", {})[REPLAYED] = {
+                "schema": {"type": "string", "const": "true"},
+                "description": "Only on an answer that is given again",
+            }
+    for kind in KEYED:
+        status = str(STATUS.get(kind, STATUS[Refusal]))
+        if status in responses:
+            # The operation's own refusals with this status, and this one.
+            response, shared = responses[status], _refusal_response(kind)
+            response["description"] += f"; {shared['description']}"
+            response["headers"] = shared["headers"]
+            response["content"]["application/json"]["examples"][kind.code] = {
+                "summary": kind.code,
+                "value": _example(kind.code, kind.message),
+            }
+        else:
+            responses[status] = {"$ref": f"#/components/responses/{_name(kind.code)}"}
+
+
 def _component(status: int) -> str:
-    code = BY_STATUS[status][0] if status in BY_STATUS else "INTERNAL_ERROR"
+    return _name(BY_STATUS[status][0] if status in BY_STATUS else "INTERNAL_ERROR")
+
+
+def _name(code: str) -> str:
     return "".join(word.capitalize() for word in code.split("_"))
+
+
+def _refusal_response(kind: type[Refusal]) -> dict[str, Any]:
+    response = _error_response(kind.code, kind.message)
+    if kind is IdempotencyInProgress:
+        response["headers"] = {"Retry-After": _RETRY_AFTER | {"description": f"Seconds, with `{kind.code}`"}}
+    return response
 
 
 def _shared_response(status: int) -> dict[str, Any]:
     code, message = BY_STATUS.get(status, ("INTERNAL_ERROR", "Internal server error"))
     details = {"fieldErrors": {"full_name": ["Required"]}} if status == 400 else {}
-    response: dict[str, Any] = {
+    response = _error_response(code, message, details)
+    if status in (429, 503):
+        response["headers"] = {"Retry-After": _RETRY_AFTER}
+    return response
+
+
+def _error_response(code: str, message: str, details: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {
         "description": f"`{code}`: {message}",
         "content": {
             "application/json": {
@@ -170,9 +230,6 @@ def _shared_response(status: int) -> dict[str, Any]:
             }
         },
     }
-    if status in (429, 503):
-        response["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}
-    return response
 
 
 def _example(code: str, message: str, details: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from api.cli.services import ServiceError
+from bench.audit import measure_audit
 from bench.expiry import measure_expiry
 from bench.growth import measure_growth
 from bench.lifecycle import measure_idle, measure_lifecycles
@@ -26,6 +27,7 @@ SECTIONS: dict[str, Section] = {
     "lifecycle": measure_lifecycles,
     "expiry": measure_expiry,
     "growth": measure_growth,
+    "audit": measure_audit,
 }
 
 

@@ -31,8 +31,19 @@ NOTIFICATIONS_QUEUE = "notifications"
 RPC_TIMEOUT = timedelta(seconds=3)
 
 
+_OF_WORK_ORDER = "work-order-"
+
+
 def workflow_id(work_order_id: UUID | str) -> str:
-    return f"work-order-{work_order_id}"
+    return f"{_OF_WORK_ORDER}{work_order_id}"
+
+
+def work_order_id_of(workflow_id: str) -> UUID | None:
+    """The other way round; None for a workflow that somebody gave an id of another kind."""
+    try:
+        return UUID(workflow_id.removeprefix(_OF_WORK_ORDER)) if workflow_id.startswith(_OF_WORK_ORDER) else None
+    except ValueError:
+        return None
 
 
 class MsgspecConverter(EncodingPayloadConverter):

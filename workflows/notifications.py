@@ -13,7 +13,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.notifications import DrainInput, NotificationActivities
 
 #: A drain heartbeats at every turn, a few seconds apart; a worker that died is replaced after this.
-DRAIN_HEARTBEAT = timedelta(seconds=30)
+DRAIN_HEARTBEAT = timedelta(seconds=20)
 #: More than a drain's ten minutes by the time that a last batch may take.
 DRAIN_TIMEOUT = timedelta(minutes=15)
 #: A drain waits out outages by itself; what fails it is a mistake of ours, retried for ever, but not in a spin.

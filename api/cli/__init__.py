@@ -7,8 +7,10 @@ from pathlib import Path
 
 import rich_click as click
 
+from api.cli.audit import audit
 from api.cli.services.ports import PortTakenError
 from api.cli.services.processes import ServiceError
+from api.cli.stuck import stuck
 from models.kit.settings import SettingsError, load_settings
 
 
@@ -101,13 +103,29 @@ def seed() -> None:
 
 
 @cli.command()
-def doctor() -> None:
+@click.option("--invariants", is_flag=True, help="Instead, hold the data against what must be true at every moment.")
+def doctor(*, invariants: bool) -> None:
     """Check configuration, database, migrations, Temporal and providers, and say what to do."""
     import asyncio
+
+    if invariants:
+        from api.cli.invariants import examine as examine_invariants
+
+        sys.exit(0 if asyncio.run(examine_invariants(load_settings())) else 1)
 
     from api.cli.doctor import examine
 
     sys.exit(0 if asyncio.run(examine()) else 1)
+
+
+@cli.command()
+def resume() -> None:
+    """After a restore: have the workflow of every open work order look at it anew."""
+    import asyncio
+
+    from api.cli.resume import resume as resume_all
+
+    sys.exit(0 if asyncio.run(resume_all(load_settings())) else 1)
 
 
 @cli.command()
@@ -138,3 +156,7 @@ def demo(arguments: tuple[str, ...]) -> None:
     from api.cli.demo import demo as command
 
     command.main(list(arguments), prog_name="fairlead demo")
+
+
+cli.add_command(audit)
+cli.add_command(stuck)

@@ -48,6 +48,8 @@ async def all_findings() -> AsyncIterator[Finding]:
         yield Finding("configuration", "ok", "complete")
     async for finding in database_findings(settings):
         yield finding
+    async for finding in stuck_findings(settings):
+        yield finding
     async for finding in temporal_findings(settings):
         yield finding
     for finding in provider_findings(settings):
@@ -84,6 +86,31 @@ async def database_findings(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("migrations", "ok", f"at {head}")
     else:
         yield Finding("migrations", "wrong", f"at {at or 'nothing'}, the code wants {head}: run `fairlead migrate`")
+
+
+async def stuck_findings(settings: Settings) -> AsyncIterator[Finding]:
+    """Parked work. Nothing where the database cannot be asked, of which the findings before have told."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from models.kit.database import Database
+    from models.work.stuck import all_parked
+
+    try:
+        database = Database(settings.sqlalchemy_url, pool_size=1, name="fairlead-doctor")
+    except SettingsError:
+        return
+    try:
+        async with asyncio.timeout(PATIENCE), database.reading() as session:
+            parked = await all_parked(session)
+    except (OSError, TimeoutError, SQLAlchemyError):
+        return
+    finally:
+        await database.close()
+    if parked:
+        longest = f"{parked[0].reference} of {parked[0].organization} since {parked[0].parked_at:%Y-%m-%d %H:%M} UTC"
+        yield Finding("stuck work", "wrong", f"{len(parked)} parked, {longest}: run `fairlead stuck list`")
+    else:
+        yield Finding("stuck work", "ok", "none")
 
 
 async def temporal_findings(settings: Settings) -> AsyncIterator[Finding]:

@@ -31,6 +31,7 @@ def upgrade() -> None:
         sa.Column("number", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("commitment", sa.LargeBinary(), nullable=False),
+        sa.Column("hash", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("audit_id", name=op.f("pk_audit_leaves")),
         sa.UniqueConstraint("organization_id", "number", name=op.f("uq_audit_leaves_organization_id_number")),
     )
@@ -44,6 +45,7 @@ def upgrade() -> None:
         sa.Column("hash", sa.LargeBinary(), nullable=False),
         sa.Column("signature", sa.LargeBinary(), nullable=False),
         sa.Column("key_id", sa.Text(), nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
         sa.Column("sealed_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("organization_id", "first_number", name=op.f("pk_audit_seals")),
     )
@@ -52,6 +54,7 @@ def upgrade() -> None:
         sa.Column("id", sa.SmallInteger(), autoincrement=False, nullable=False),
         sa.Column("system_identifier", sa.BigInteger(), nullable=False),
         sa.Column("horizon", Xid8(), nullable=False),
+        sa.Column("complete_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_sealer")),
     )
     for table in ("audit_leaves", "audit_seals"):

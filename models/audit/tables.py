@@ -75,6 +75,8 @@ audit_leaves = Table(
     Column("created_at", Timestamp, nullable=False),
     #: SHA-256(salt || personal values): what enters the hash in their place, and stays when they are erased.
     Column("commitment", LargeBinary, nullable=False),
+    #: Of the row with its commitment. The seal's root is over these; kept here, it tells which row of a batch changed.
+    Column("hash", LargeBinary, nullable=False),
     UniqueConstraint("organization_id", "number"),
 )
 
@@ -91,6 +93,9 @@ audit_seals = Table(
     #: Ed25519 over `hash`, by a key outside the database.
     Column("signature", LargeBinary, nullable=False),
     Column("key_id", Text, nullable=False),
+    #: When the sealer had last left nothing unsealed, of any organization: no row in here is of a transaction that had
+    #: ended by then, so that one dated long before it is backdated.
+    Column("since", Timestamp, nullable=False),
     Column("sealed_at", Timestamp, nullable=False),
     PrimaryKeyConstraint("organization_id", "first_number"),
 )
@@ -103,4 +108,6 @@ audit_sealer = Table(
     Column("id", SmallInteger, primary_key=True, autoincrement=False),
     Column("system_identifier", BigInteger, nullable=False),
     Column("horizon", Xid8, nullable=False),
+    #: When it last came to the end of what there was to seal: `since` of the seals to come.
+    Column("complete_at", Timestamp, nullable=False),
 )

@@ -40,6 +40,8 @@ FROM work_orders w JOIN policy ON policy.kind = w.kind
 WHERE w.organization_id = :organization_id AND w.match_from <= clock_timestamp()
     AND EXISTS (SELECT FROM free)
     AND NOT w.id = ANY(:passed)
+    -- Whatever brought it back here. An array, so that it is read once and leaves the plan as it is.
+    AND NOT w.id = ANY(ARRAY(SELECT work_order_id FROM stuck_work WHERE parked_at IS NOT NULL))
     AND EXISTS (
         SELECT FROM free
         WHERE free.active_count < policy.most_held AND (NOT free.staff_busy OR policy.busy_fallback)

@@ -22,6 +22,7 @@ from models.fairness.rules import RULE_VERSION, Candidate, Choice, Exclusion, Wo
 from models.fairness.tables import decisions
 from models.kit.database import Session
 from models.kit.ids import new_id
+from models.kit.outages import is_outage
 from models.kit.sql import Sql
 from models.notifications.commands import notify
 from models.notifications.rules import Event
@@ -81,18 +82,34 @@ class LaneBusy(Exception):
     """The chosen driver changed before we had their lock; try again in a new transaction."""
 
 
+class ServingFailed(Exception):
+    """The lane could not serve this work order, by a mistake of ours: the cause. Whoever asked is not at fault."""
+
+    def __init__(self, work_order_id: UUID) -> None:
+        super().__init__(work_order_id)
+        self.work_order_id = work_order_id
+
+
 async def match_next(session: Session, organization_id: UUID, *, own: UUID) -> Matched | None:
     """Serve the first waiting work order that somebody can take; None when there is no such pair.
 
     `own` is the caller's work order: when nothing matches, why nobody can take it is looked up and recorded. Another's
-    is woken. Raises LaneBusy.
+    is woken. Raises LaneBusy, ServingFailed.
     """
     lane = await session.row(_LOCK_LANE, {"organization_id": organization_id})
     assert lane is not None, "every organization has a lane"
     policies = await current_policies(session, organization_id)
     passed: list[UUID] = []
     while (head := await first_servable(session, organization_id, policies=policies, passed=passed)) is not None:
-        if await _serve(session, lane, head, policies, own=own):
+        try:
+            served = await _serve(session, lane, head, policies, own=own)
+        except LaneBusy:
+            raise
+        except Exception as error:
+            if is_outage(error):
+                raise
+            raise ServingFailed(head) from error
+        if served:
             return Matched(head)
         passed.append(head)
     if await still_waits(session, own):

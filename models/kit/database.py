@@ -15,13 +15,14 @@ from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import Executable, Table, insert
+from sqlalchemy import Executable, Table, event, insert
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from models.kit.driver import Driver
+from models.kit.crashes import crash_at
+from models.kit.driver import Driver, refuse_unfinished
 from models.kit.sql import Sql, bind_all, encode_json, insert_into, merged
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ SYSTEM = Actor()
 
 #: More rows than this of one table go in a statement of their own, so that merged statements stay few and small.
 MERGE_AT_MOST = 3
+
+_MARK = Sql("SAVEPOINT mark")
+_UNDO = Sql("ROLLBACK TO SAVEPOINT mark")
 
 
 class Session:
@@ -127,6 +131,19 @@ class Session:
         what a sweep finds as well."""
         self.follow_ups.setdefault(name, work)
 
+    async def mark(self) -> None:
+        """Let `undo` come back to here. Before anything is written."""
+        await self.run(_MARK)
+
+    async def undo(self) -> None:
+        """Go back to the `mark`, also where a statement has failed since: what was written or gathered is not, and
+        locks taken since are free."""
+        self._staged, self._batches = {}, [[]]
+        self._before_commit, self._after_commit, self.follow_ups = {}, [], {}
+        for gathered in (self._written, self.topics, self.scratch):
+            gathered.clear()
+        await self.run(_UNDO)
+
     def committed(self) -> None:
         for callback in self._after_commit:
             callback()
@@ -165,21 +182,33 @@ def _json_columns(table: Table) -> frozenset[str]:
 
 
 class Database:
-    """The pool. `listeners[topic]` are called after a commit that raised the topic; they must not block."""
+    """The pool. `listeners[topic]` are called after a commit that raised the topic; they must not block. A statement
+    may take `statement_s` seconds, waiting for a free connection `wait_s`."""
 
-    def __init__(self, url: str, *, pool_size: int = 16, name: str = "fairlead", messages_enabled: bool = True) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 16,
+        name: str = "fairlead",
+        messages_enabled: bool = True,
+        statement_s: float = 30,
+        # Below the time that a request has (api/guards.py).
+        wait_s: float = 1.2,
+    ) -> None:
         self.messages_enabled = messages_enabled
         self.engine: AsyncEngine = create_async_engine(
             url,
             pool_size=pool_size,
             max_overflow=0,
-            pool_timeout=2,
+            pool_timeout=wait_s,
             pool_use_lifo=True,
             json_serializer=lambda value: msgspec.json.encode(value).decode(),
             json_deserializer=msgspec.json.decode,
             connect_args={
-                "timeout": 2,
-                "command_timeout": 30,
+                # To connect; as long as a request may wait.
+                "timeout": 1.2,
+                "command_timeout": statement_s,
                 "prepared_statement_cache_size": 500,
                 "statement_cache_size": 500,
                 "server_settings": {
@@ -192,6 +221,7 @@ class Database:
                 },
             },
         )
+        event.listen(self.engine.sync_engine, "checkout", refuse_unfinished)
         self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self.listeners: dict[str, list[Callable[[], None]]] = {}
 
@@ -202,6 +232,8 @@ class Database:
             session = Session(connection, actor, messages_enabled=self.messages_enabled)
             yield session
             await session.flush()
+            crash_at("transaction.flushed")
+        crash_at("transaction.committed")
         session.committed()
         for follow_up in session.follow_ups.values():
             try:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 
 import asyncpg
 from sqlalchemy import exc
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi as DBAPI
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 
@@ -22,6 +23,18 @@ class Record(asyncpg.Record):
 
     def _asdict(self) -> dict[str, Any]:
         return dict(self.items())
+
+
+def refuse_unfinished(adapted: Any, *_: object) -> None:
+    """For the pool's `checkout` event: throw a connection away that is in a transaction already, and take another.
+
+    Whoever is cut off in the middle of a BEGIN (cancelled, or out of time while Postgres hangs) leaves one behind that
+    SQLAlchemy knows nothing of. To asyncpg the next transaction would be a nested one, with a SAVEPOINT for its BEGIN
+    and a RELEASE for its COMMIT: it would succeed, be answered for, and never be committed.
+    """
+    connection = adapted.driver_connection
+    if connection._top_xact is not None or connection.is_in_transaction():  # noqa: SLF001 - the state has no other name
+        raise exc.DisconnectionError("A transaction was left unfinished")
 
 
 class _Adapted(Protocol):
@@ -64,7 +77,14 @@ class Driver:
     async def _begin(self) -> None:
         """Begin SQLAlchemy's own transaction, as its first statement would; nothing in autocommit."""
         if self._adapted._transaction is None:  # noqa: SLF001 - the adapter has no public way to begin
-            await self._adapted._start_transaction()  # noqa: SLF001
+            try:
+                await self._adapted._start_transaction()  # noqa: SLF001
+            except DBAPI.Error as error:
+                # The adapter's own translation, which is none of SQLAlchemy's errors and leaves a dead connection in
+                # the pool.
+                if error.__cause__ is None:
+                    raise
+                raise error.__cause__ from None
 
     async def _translated(self, statement: str, error: Exception) -> Exception:
         if self._asyncpg.is_closed() or isinstance(error, asyncpg.PostgresConnectionError | OSError):

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 import msgspec
 from dotenv import dotenv_values
 
+from models.kit.crashes import POINTS
+
 DEVELOPMENT_SECRET = "development-only-secret-key-do-not-use-in-production"
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -63,6 +65,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper, omit
 
     #: Set by `make dev` and the tests, never in production: allows the bundled secret, demo accounts and `/dev` pages.
     dev_mode: bool = False
+    #: A point of models/kit/crashes.py at which the process dies.
+    dev_crash_at: str = ""
     dev_temporal_port: Port = 7233
     dev_temporal_ui_port: Port = 8233
     #: 0 takes a free one.
@@ -106,6 +110,8 @@ def _name_the_variable(message: str) -> str:
 def _checked(settings: Settings) -> Settings:
     if settings.database_url and urlsplit(settings.database_url).scheme.split("+")[0] not in ("postgres", "postgresql"):
         raise SettingsError("DATABASE_URL: must start with postgresql://")
+    if settings.dev_crash_at and not (settings.dev_mode and settings.dev_crash_at in POINTS):
+        raise SettingsError("DEV_CRASH_AT: names a point of models/kit/crashes.py, and only with DEV_MODE=true")
     if not settings.secret_key:
         if not settings.dev_mode:
             raise SettingsError("SECRET_KEY is not set: use 32 random bytes or more, e.g. `openssl rand -hex 32`")

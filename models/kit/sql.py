@@ -12,7 +12,7 @@ from sqlalchemy import Select
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
 # A name after a single colon; `::type` is a cast.
-_TARGET = re.compile(r"\b(?:UPDATE|INSERT INTO)\s+(\w+)")
+_TARGET = re.compile(r"\b(?:UPDATE|INSERT INTO|DELETE FROM)\s+(\w+)")
 _NAME = re.compile(r"(?<![:\w]):([a-z_]+)\b(?!:)")
 
 

@@ -10,11 +10,13 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import String, cast, func, literal, or_, select, text
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.engine import Row
 
 from models.identity.rules import Role
 from models.identity.tables import users
 from models.kit.base import Json, Timestamp
 from models.kit.database import Session
+from models.kit.errors import NotFound
 from models.kit.ids import new_id
 from models.notifications.rules import Channel, Event, NotificationStatus
 from models.notifications.tables import notifications
@@ -146,9 +148,17 @@ class DueMessage(msgspec.Struct, frozen=True, kw_only=True):
     offer_expires_at: datetime | None
 
 
+class Lease(msgspec.Struct, frozen=True):
+    """A message that was taken, by what it is found by."""
+
+    id: UUID
+    created_at: datetime
+    attempt: int
+
+
 # A lease moves `next_at` to its own end, so that one index condition finds both what is due and whose sender died.
 # The statement's time, since an index cannot be searched by a clock that moves.
-_LEASE = text("""
+_TAKE = """
 WITH due AS (
     SELECT id, created_at FROM notifications
     WHERE status IN ('pending', 'sending') AND next_at <= statement_timestamp()
@@ -166,6 +176,8 @@ WITH due AS (
     RETURNING n.id, n.created_at, n.organization_id, n.user_id, n.event, n.channel, n.attempt, n.params,
               n.work_order_id, n.offer_id
 )
+"""
+_READ = """
 SELECT m.id, m.created_at, m.organization_id, m.user_id, m.event, m.channel, m.attempt, m.params,
        statement_timestamp() AS now,
        u.full_name AS recipient_name, CAST(u.email AS text) AS recipient_email, u.phone AS recipient_phone,
@@ -175,12 +187,17 @@ SELECT m.id, m.created_at, m.organization_id, m.user_id, m.event, m.channel, m.a
        o.name AS organization_name, o.time_zone, o.locale, o.driver_label,
        m.work_order_id, w.reference, w.kind, w.address, w.timeslot, w.scheduled_for,
        f.expires_at AS offer_expires_at
-FROM leased m
+FROM {messages} m
 JOIN organizations o ON o.id = m.organization_id
 LEFT JOIN users u ON u.id = m.user_id AND u.organization_id = m.organization_id
 LEFT JOIN work_orders w ON w.id = m.work_order_id AND w.organization_id = m.organization_id
 LEFT JOIN offers f ON f.id = m.offer_id AND f.organization_id = m.organization_id
-""").columns(params=Json)
+"""
+_LEASE = text(_TAKE + _READ.format(messages="leased")).columns(params=Json)
+_LEASE_UNREAD = text(_TAKE + "SELECT id, created_at, attempt FROM leased")  # noqa: S608 - both halves are ours
+_READ_LEASED = text(
+    _READ.format(messages="(SELECT * FROM notifications WHERE id = :id AND created_at = :created_at)")
+).columns(params=Json)
 
 
 async def lease_due(session: Session, *, limit: int = 50, lease_s: float = 60) -> list[DueMessage]:
@@ -188,8 +205,25 @@ async def lease_due(session: Session, *, limit: int = 50, lease_s: float = 60) -
 
     A message whose lease ran out is due again: its sender died, and nobody knows whether it was sent.
     """
-    rows = await session.rows(_LEASE, {"limit": limit, "lease_s": float(lease_s)})
-    return [DueMessage(**{**row._asdict(), "channel": Channel(row.channel) if row.channel else None}) for row in rows]
+    return [_due(row) for row in await session.rows(_LEASE, {"limit": limit, "lease_s": float(lease_s)})]
+
+
+async def lease_unread(session: Session, *, limit: int, lease_s: float) -> list[Lease]:
+    """The same for messages of which one cannot be read, and takes all the others down with it."""
+    rows = await session.rows(_LEASE_UNREAD, {"limit": limit, "lease_s": float(lease_s)})
+    return [Lease(row.id, row.created_at, row.attempt) for row in rows]
+
+
+async def read_leased(session: Session, lease: Lease) -> DueMessage:
+    """One of `lease_unread`. Raises whatever is wrong with it."""
+    row = await session.row(_READ_LEASED, {"id": lease.id, "created_at": lease.created_at})
+    if row is None:
+        raise NotFound
+    return _due(row)
+
+
+def _due(row: Row[Any]) -> DueMessage:
+    return DueMessage(**{**row._asdict(), "channel": Channel(row.channel) if row.channel else None})
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -39,6 +39,8 @@ class Event(StrEnum):
     NUDGE = "nudge"
     #: To dispatchers: the driver will be late, or is.
     LATE_ALERT = "late_alert"
+    #: To dispatchers: the work order fails by a mistake of ours, and is left alone from now on.
+    WORK_PARKED = "work_parked"
 
 
 #: These find a driver on the road, away from any inbox; the others are read at a desk.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -18,7 +19,11 @@ from models.policies.rules import Policy
 from models.policies.tables import dispatch_policies
 from models.work.rules import WorkKind
 
+log = logging.getLogger(__name__)
+
 _decoded: dict[UUID, Policy] = {}
+#: Versions that were found unreadable, so that each is told of once.
+_unreadable: set[UUID] = set()
 
 _CURRENT = Sql(
     "SELECT id, kind, version, settings FROM dispatch_policies WHERE organization_id = :organization_id AND is_current"
@@ -38,6 +43,17 @@ class CurrentPolicy(msgspec.Struct, frozen=True):
     policy: Policy
 
 
+class NoReadablePolicy(Exception):
+    """The kind has no policy in force, or one that this release cannot read."""
+
+
+class Policies(dict[WorkKind, CurrentPolicy]):
+    """The version in force for each kind. Asking for a kind that has none to be read raises NoReadablePolicy."""
+
+    def __missing__(self, kind: WorkKind) -> CurrentPolicy:
+        raise NoReadablePolicy(kind.value)
+
+
 def _decode(policy_id: UUID, settings: dict[str, Any]) -> Policy:
     policy = _decoded.get(policy_id)
     if policy is None:
@@ -47,12 +63,17 @@ def _decode(policy_id: UUID, settings: dict[str, Any]) -> Policy:
     return policy
 
 
-async def current_policies(session: Session, organization_id: UUID) -> dict[WorkKind, CurrentPolicy]:
-    """The version in force for each kind."""
-    return {
-        WorkKind(row.kind): CurrentPolicy(row.id, row.version, _decode(row.id, _plain(row.settings)))
-        for row in await session.rows(_CURRENT, {"organization_id": organization_id})
-    }
+async def current_policies(session: Session, organization_id: UUID) -> Policies:
+    """The version in force for each kind. One that cannot be read is left out: it must not hold up the other kinds."""
+    found = Policies()
+    for row in await session.rows(_CURRENT, {"organization_id": organization_id}):
+        try:
+            found[WorkKind(row.kind)] = CurrentPolicy(row.id, row.version, _decode(row.id, _plain(row.settings)))
+        except ValueError as error:  # msgspec's own, and a kind of a newer release, are kinds of it.
+            if row.id not in _unreadable:
+                _unreadable.add(row.id)
+                log.error("policy_unreadable policy_id=%s kind=%s error=%s", row.id, row.kind, type(error).__name__)  # noqa: TRY400 - the traceback would repeat the settings
+    return found
 
 
 async def policy_in_force(session: Session, organization_id: UUID, kind: WorkKind) -> tuple[CurrentPolicy, datetime]:

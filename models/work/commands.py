@@ -27,7 +27,7 @@ from models.offers.commands import (
 )
 from models.offers.rules import EndedBy, OfferMode, OfferReason
 from models.policies.queries import CurrentPolicy, current_policies
-from models.work.journal import change_status
+from models.work.journal import change_status, forget_failures
 from models.work.locking import lock_work_order
 from models.work.rules import (
     DRIVER_REPORTS,
@@ -212,6 +212,7 @@ async def _back_to_pending(session: Session, work_order: Row[Any], ended_by: End
         assigned_driver_id=None, assigned_at=None, round=work_order.round + 1, next_round_at=None,
         match_from=None if work_order.manual else at, escalate_from=at, escalations=0,
     )  # fmt: skip
+    forget_failures(session, work_order.id)
     raise_wake(session, work_order.id, work_order.organization_id, Wake.UNASSIGNED)
 
 
@@ -230,6 +231,7 @@ async def reoffer(session: Session, work_order_id: UUID) -> None:
         "at": at,
     }
     session.write(_TO_ROUND, to_round, row=work_order.id)
+    forget_failures(session, work_order.id)
     record(
         session, f"{work_order.kind}_REOFFERED".upper(), organization_id=work_order.organization_id,
         entity_type="work_order", entity_id=work_order.id, round=work_order.round + 1,
@@ -259,6 +261,7 @@ async def assign_driver(
     offer_id = await name_driver(
         session, work_order, driver_id, OfferMode.FORCE if mode == "force" else OfferMode.MANUAL
     )
+    forget_failures(session, work_order.id)
     record(
         session, "WORK_ORDER_DRIVER_NAMED", organization_id=work_order.organization_id, entity_type="work_order",
         entity_id=work_order.id, driver_id=driver_id, mode=mode, offer_id=offer_id,

@@ -12,7 +12,7 @@ from models.audit.commands import record
 from models.kit.database import Session
 from models.kit.ids import new_id
 from models.kit.sql import Sql
-from models.work.rules import WorkKind, WorkOrderStatus, check_transition
+from models.work.rules import ENDED, WorkKind, WorkOrderStatus, check_transition
 from models.work.tables import work_order_events
 
 #: Columns that a transition may set besides the status, its timestamp and the version.
@@ -24,6 +24,8 @@ _SETTABLE = frozenset(
     }
 )  # fmt: skip
 _statements: dict[tuple[str, ...], Any] = {}
+
+_FORGET = Sql("DELETE FROM stuck_work WHERE work_order_id = :id")
 
 
 def change_status(
@@ -62,6 +64,13 @@ def change_status(
         entity_id=work_order.id,
         **{"from": current.value, "to": target.value, **(details or {})},
     )
+    if target in ENDED:
+        forget_failures(session, work_order.id)
+
+
+def forget_failures(session: Session, work_order_id: UUID) -> None:
+    """Whatever went wrong with it before does not count any more, and where it was parked, it no longer is."""
+    session.write(_FORGET, {"id": work_order_id}, row=work_order_id)
 
 
 def note_event(

@@ -44,8 +44,9 @@ SELECT w.id::text, w.organization_id::text, w.kind, w.reference, w.status, clock
         WHERE o.work_order_id = w.id
             AND (o.status = 'pending'
                 OR o.sequence > (SELECT max(sequence) - 20 FROM offers WHERE work_order_id = w.id))
-    ) o) AS offers
-FROM work_orders w WHERE w.id = :id
+    ) o) AS offers,
+    coalesce(s.failures, 0) AS failures, CASE WHEN s.parked_at IS NOT NULL THEN s.error END AS parked_for
+FROM work_orders w LEFT JOIN stuck_work s ON s.work_order_id = w.id WHERE w.id = :id
 """)
 
 _decode_offers = msgspec.json.Decoder(list[OfferView]).decode

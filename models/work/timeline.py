@@ -79,6 +79,9 @@ class WorkView(msgspec.Struct, frozen=True, kw_only=True):
     counted: bool | None
     order_expires_at: datetime | None
     offers: list[OfferView]
+    #: How often it failed lately by a mistake of ours; the error that it is parked for.
+    failures: int = 0
+    parked_for: str | None = None
 
     @property
     def pending(self) -> list[OfferView]:
@@ -86,7 +89,10 @@ class WorkView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def timeline(view: WorkView, policy: Policy) -> list[tuple[datetime, Due]]:
-    """Everything that time will bring, each with its instant; what is due has an instant not after `view.now`."""
+    """Everything that time will bring, each with its instant; what is due has an instant not after `view.now`.
+    To parked work it brings nothing."""
+    if view.parked_for is not None:
+        return []
     if view.status is WorkOrderStatus.PENDING:
         return _while_pending(view, policy)
     if view.status in HELD:

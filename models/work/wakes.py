@@ -76,6 +76,7 @@ _WAKE_HEAD = Sql("""
 WITH head AS (
     SELECT id, organization_id FROM work_orders
     WHERE organization_id = :organization_id AND match_from <= clock_timestamp() AND nobody_reasons IS NOT NULL
+        AND NOT id = ANY(ARRAY(SELECT work_order_id FROM stuck_work WHERE parked_at IS NOT NULL))
     ORDER BY priority DESC, waiting_since, id LIMIT 1
 )
 INSERT INTO workflow_wakes (work_order_id, organization_id, reason, due_at)
@@ -134,8 +135,10 @@ WITH locked AS MATERIALIZED (
     SELECT work_order_id FROM workflow_wakes WHERE work_order_id = ANY(CAST(:ids AS uuid[]))
     ORDER BY work_order_id FOR NO KEY UPDATE
 )
-UPDATE workflow_wakes k SET claimed_until = clock_timestamp() + make_interval(secs => :delay_s)
-FROM locked WHERE k.work_order_id = locked.work_order_id
+UPDATE workflow_wakes k SET claimed_until = clock_timestamp() + make_interval(secs => unsent.delay_s)
+FROM unnest(CAST(:ids AS uuid[]), CAST(:delays AS float8[])) AS unsent (work_order_id, delay_s)
+    JOIN locked USING (work_order_id)
+WHERE k.work_order_id = unsent.work_order_id
 """)
 
 
@@ -149,6 +152,6 @@ async def record_sent(session: Session, sent: Sequence[tuple[UUID, int]]) -> Non
     await session.run(_SENT, {"ids": [i for i, _ in sent], "seqs": [seq for _, seq in sent]})
 
 
-async def record_unsent(session: Session, ids: Sequence[UUID], *, delay_s: float) -> None:
-    """Could not be delivered: free them after `delay_s`."""
-    await session.run(_UNSENT, {"ids": list(ids), "delay_s": delay_s})
+async def record_unsent(session: Session, unsent: Sequence[tuple[UUID, float]]) -> None:
+    """These could not be delivered: free each after its seconds."""
+    await session.run(_UNSENT, {"ids": [i for i, _ in unsent], "delays": [delay_s for _, delay_s in unsent]})

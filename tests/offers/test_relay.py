@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from models.kit.settings import DEVELOPMENT_SECRET, Settings
 from models.work.commands import complete
 from models.work.details import change_details
 from models.work.wakes import Wake, lease_wakes, raise_wake, record_sent
+from tests.factories import poison
 from tests.factories.proxy import Proxy
 from tests.factories.work import World
 from tests.factories.workers import dispatch_worker, until
@@ -260,3 +262,60 @@ async def test_scheduled_work_has_no_workflow_until_it_is_due_and_rescheduling_m
         assert offer.driver_id == driver.driver_id
         late_s = (offer.offered_at - (soon - timedelta(seconds=3_600))).total_seconds()
         assert 0 <= late_s < 2
+
+
+# Poison
+
+
+async def refused_by_temporal(world: World) -> UUID:
+    """A work order whose start Temporal refuses each time: its reference is longer than a search attribute may be."""
+    work = await world.enrollment()
+    await world.all("UPDATE work_orders SET reference = repeat('x', 5000) WHERE id = :id RETURNING 1", id=work)
+    return work
+
+
+async def test_one_wake_that_cannot_be_sent_keeps_no_other_from_being_sent(
+    world: World, relay: WakeRelay, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = await refused_by_temporal(world)
+    others = [await world.enrollment() for _ in range(59)]
+    # It alone is tried again, more and more seldom.
+    for attempt, pause_s in enumerate((1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60), start=1):
+        await world.all("UPDATE workflow_wakes SET claimed_until = clock_timestamp() RETURNING 1")
+        before = (await world.one("SELECT clock_timestamp() AS now")).now
+        await relay.relay_once()
+        after = (await world.one("SELECT clock_timestamp() AS now")).now
+        wake = await wake_of(world, refused)
+        assert (wake.sent_seq, wake.attempts) == (0, attempt)
+        assert before <= wake.claimed_until - timedelta(seconds=pause_s) <= after
+
+    for work in others:
+        wake = await wake_of(world, work)
+        assert (wake.sent_seq, wake.attempts) == (1, 0)
+    told = [
+        record for record in caplog.records if str(refused) in record.getMessage() and record.name == "workflows.relay"
+    ]
+    assert [record.levelname for record in told if record.levelno >= logging.WARNING] == ["WARNING"] + ["ERROR"] * 2
+    assert not any("temporal_unavailable" in record.getMessage() for record in caplog.records)
+
+
+async def test_nothing_ends_the_relay(
+    world: World, database: Database, settings: Settings, client: Client, worker: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here a wake that cannot even be leased."""
+    await world.driver()
+    work = await world.enrollment()
+    await poison.trip(world, work, "workflow_wakes", "UPDATE")
+    relay = WakeRelay(database, settings, client)
+    task = asyncio.create_task(relay.run())
+
+    async def told() -> bool:
+        return any("relay_failed" in record.getMessage() for record in caplog.records)
+
+    await until(told)
+    assert not task.done()
+    await poison.cure_trip(world, work)
+    await until(lambda: has_offer(world, work))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert poison.SECRET not in caplog.text

@@ -63,20 +63,29 @@ class EmbeddedPostgres:
         """For DATABASE_URL and SQLAlchemy."""
         return self.dsn.replace("postgresql://", "postgresql+asyncpg://", 1)
 
-    def start(self) -> None:
-        """Make the cluster if need be, launch, wait until it accepts connections. Blocks; call from the main thread.
-
-        Raises ServiceError with the end of the server's log when it does not come up.
-        """
+    def launch(self) -> None:
+        """Make the cluster if need be, start it and return at once; `is_ready` tells the rest. Call from the main
+        thread."""
         self._lock.acquire(f"{self.data_dir} is in use by process {{pid}}")
         try:
             if not (self.data_dir / "PG_VERSION").exists():
                 self._initialize()
             else:
                 self._clear_predecessor()
-            # Longer than any start but that after a crash, which replays the log first.
             self.child = self._make_child()
             self.child.launch()
+        except BaseException:
+            self.kill()
+            raise
+
+    def start(self) -> None:
+        """Launch and wait until it accepts connections.
+
+        Raises ServiceError with the end of the server's log when it does not come up.
+        """
+        self.launch()
+        try:
+            # Longer than any start but that after a crash, which replays the log first.
             wait_until(self.is_ready, self.child, patience=120)
         except BaseException:
             self.kill()
