@@ -10,7 +10,9 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test check lock bench chaos
+.PHONY: help dev test check lock bench chaos mutants
+SEED ?= 1
+MINUTES ?= 10
 
 help: ## What there is to make
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -30,8 +32,11 @@ check: $(STAMP) ## Lint, format, types, layers
 bench: $(STAMP) ## Throughput, latency and growth, each beside its floor
 	@$(BIN)/python -m bench $(ARGS)
 
-chaos: ## Fault runs
-	@echo "chaos: the fault harness is not part of this release yet"
+chaos: $(STAMP) ## A long fault run: SEED=1 MINUTES=10
+	@$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES) $(ARGS)
+
+mutants: $(STAMP) ## Each guard taken away once; a test must notice
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 lock: $(STAMP) ## Resolve the dependencies anew into requirements.lock (ARGS=--upgrade for newer ones)
 	@command -v uv >/dev/null || { echo "make lock needs uv (pip install uv)"; exit 1; }

@@ -95,8 +95,8 @@ class WakeRelay:
                 delay = min(delay * 2, 5)
 
     async def _relay_to_the_end(self) -> bool:
-        """`relay_once`, which a cancellation lets finish: wakes that stay leased, neither recorded as sent nor freed, wait
-        until the lease runs out. Temporal gets a second to answer, and Postgres another to write down what it said."""
+        """`relay_once`, which a cancellation lets finish: wakes that stay leased, neither recorded as sent nor freed,
+        wait until the lease runs out. Temporal gets a second to answer, and Postgres another to write that down."""
         batch = asyncio.ensure_future(self.relay_once())
         try:
             return await asyncio.shield(batch)

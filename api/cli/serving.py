@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -59,14 +60,22 @@ def api_only() -> Litestar:
     from api.app import create_app
 
     die_with_parent()
-    return stops_gently(create_app())
+    return stops_gently(without_pauses(create_app()))
 
 
 def api_with_worker() -> Litestar:
     from api.app import create_app
 
     die_with_parent()
-    return stops_gently(create_app(with_worker=True))
+    return stops_gently(without_pauses(create_app(with_worker=True)))
+
+
+def without_pauses(app: Litestar) -> Litestar:
+    """Keep the garbage collector from walking what the start has made, which stays for ever: a full collection of it
+    holds up every request, health included, for 150 ms."""
+    gc.collect()
+    gc.freeze()
+    return app
 
 
 def stops_gently(app: Litestar) -> Litestar:

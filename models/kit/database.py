@@ -202,6 +202,8 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=wait_s,
+            # An error's text goes into logs, and what a statement was given into an error's text.
+            hide_parameters=True,
             pool_use_lifo=True,
             json_serializer=lambda value: msgspec.json.encode(value).decode(),
             json_deserializer=msgspec.json.decode,

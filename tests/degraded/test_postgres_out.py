@@ -17,9 +17,11 @@ from sqlalchemy import text
 from api.app import create_app
 from api.cli.services import EmbeddedPostgres, EmbeddedTemporal
 from models.kit.database import Database
+from tests.degraded import wire
 from tests.degraded.operations import DOCUMENT, OPERATIONS, READY, WITHOUT_POSTGRES, Ask, Asks
 from tests.degraded.probing import HealthProbe
 from tests.degraded.processes import Fairlead, up
+from tests.degraded.wire import Answer
 from tests.factories import invariants
 from tests.factories.api import settings
 from tests.factories.proxy import Proxy
@@ -43,7 +45,6 @@ class Served(msgspec.Struct, frozen=True):
 
     api: Fairlead
     proxy: Proxy
-    client: httpx.AsyncClient
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +54,8 @@ async def served(
     log_file = tmp_path_factory.mktemp("served") / "api.log"
     async with Proxy(stoppable_url) as proxy:
         api = Fairlead("api", log_file, database_url=proxy.url, temporal=stoppable_temporal.address)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        async with up(api), httpx.AsyncClient(base_url=api.url, timeout=10, limits=limits) as client:
-            yield Served(api, proxy, client)
+        async with up(api):
+            yield Served(api, proxy)
 
 
 class Outage:
@@ -91,11 +91,11 @@ class Outage:
             process.send_signal(number)
 
 
-async def answered(client: httpx.AsyncClient, ask: Ask, after_s: float = 0) -> tuple[httpx.Response, float]:
+async def answered(api: Fairlead, ask: Ask, after_s: float = 0) -> tuple[Answer, float]:
     await asyncio.sleep(after_s)
     began = time.perf_counter()
-    response = await client.request(ask.method, ask.path, **ask.options)
-    return response, time.perf_counter() - began
+    answer = await wire.ask(api.url, ask.method, ask.path, ask.headers, ask.body)
+    return answer, time.perf_counter() - began
 
 
 def test_every_operation_is_known_to_need_postgres_or_not_to() -> None:
@@ -117,46 +117,46 @@ async def test_every_operation_answers_503_within_2_s_and_health_as_ever(
     asks = await (await Asks.make(world)).all()
     me = next(ask for ask in asks if ask.name == "Me")
     await stoppable.engine.dispose()
-    client = served.client
+    api = served.api
     outage = Outage(how, served.proxy, stoppable_postgres)
-    await until(lambda: _is(client, me, 200))
-    with HealthProbe(served.api.url) as probe:
+    await until(lambda: _is(api, me, 200))
+    with HealthProbe(api.url) as probe:
         await outage.begin()
         try:
-            answers = await asyncio.gather(*(answered(client, ask, i * EVERY_S) for i, ask in enumerate(asks)))
+            answers = await asyncio.gather(*(answered(api, ask, i * EVERY_S) for i, ask in enumerate(asks)))
         finally:
             await outage.end()
         back = time.monotonic()
-        await until(lambda: _is(client, me, 200), within_s=RECOVERY_S)
+        await until(lambda: _is(api, me, 200), within_s=RECOVERY_S)
         recovered_s = time.monotonic() - back
-    for ask, (response, took_s) in zip(asks, answers, strict=True):
-        where = (ask.name, response.status_code, response.text, took_s)
+    for ask, (answer, took_s) in zip(asks, answers, strict=True):
+        where = (ask.name, answer.status, answer.body, took_s)
         assert took_s < WITHIN_S, where
         if ask.name in WITHOUT_POSTGRES:
-            assert response.status_code == 200, where
+            assert answer.status == 200, where
             continue
-        assert response.status_code == 503, where
-        assert int(response.headers["Retry-After"]) >= 1, where
+        assert answer.status == 503, where
+        assert int(answer.headers["retry-after"]) >= 1, where
         if ask.name == READY:
-            assert set(response.json()["out"]) == {"postgres"}, where
+            assert set(answer.json()["out"]) == {"postgres"}, where
         else:
-            assert response.json()["code"] == "UNAVAILABLE", where
+            assert answer.json()["code"] == "UNAVAILABLE", where
     slowest = max(answers, key=lambda answer: answer[1])[1]
     probe.check()
     log.info("%s: slowest answer %.2f s, %s, recovered after %.2f s", how, slowest, probe.told, recovered_s)
     # More at once than the pool has: none of its connections is lost, and all the ways lead through again.
-    again = await asyncio.gather(*(answered(client, me) for _ in range(48)))
-    assert {response.status_code for response, _ in again} == {200}
-    work = await client.post(
-        "/api/v1/enrollments", json={"premise_id": "P-1", "timeslot": "08:00"}, headers=world.dispatcher.headers
-    )
-    assert work.status_code == 201, work.text
+    again = await asyncio.gather(*(answered(api, me) for _ in range(48)))
+    assert {answer.status for answer, _ in again} == {200}
+    body = {"premise_id": "P-1", "timeslot": "08:00"}
+    made = await wire.ask(api.url, "POST", "/api/v1/enrollments", world.dispatcher.headers, body)
+    assert made.status == 201, made
     await until(lambda: _idle(stoppable))
     await invariants.check(stoppable)
 
 
-async def _is(client: httpx.AsyncClient, ask: Ask, status: int) -> bool:
-    return (await client.request(ask.method, ask.path, **ask.options)).status_code == status
+async def _is(api: Fairlead, ask: Ask, status: int) -> bool:
+    answer, _ = await answered(api, ask)
+    return answer.status == status
 
 
 async def _idle(database: Database) -> bool:

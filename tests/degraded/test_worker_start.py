@@ -39,14 +39,16 @@ async def test_temporal_going_again_while_the_worker_comes_up_is_waited_out(
             return client
 
         monkeypatch.setattr(worker, "connect_when_up", connect_and_lose_it)
-        serving = asyncio.create_task(serve(database, settings(proxy), stop))
         world = await World.make(database)
         await world.driver()
         work = await world.enrollment()
-        await until(lambda: world.offers(work), within_s=30)
-        assert starts > 1, "it had to begin anew"
-        stop.set()
-        await serving
+        serving = asyncio.create_task(serve(database, settings(proxy), stop))
+        try:
+            await until(lambda: world.offers(work), within_s=60)
+            assert starts > 1, "it had to begin anew"
+        finally:
+            stop.set()
+            await serving
 
 
 async def test_a_worker_that_is_told_to_stop_before_temporal_is_up_stops(database: Database) -> None:

@@ -172,6 +172,7 @@ def the_readmes_walk_works_as_written(run: MakeDev) -> None:
     steps = iter(walk.stdout.splitlines())
     for step in ("accepted", "accepted", "en_route", "arrived", "in_progress", "completed"):
         assert any(line.endswith(step) for line in steps), f"{step} is missing from:\n{walk.stdout}"
+    assert "one work order: " in walk.stdout
     for code in ("OFFER_ALREADY_ACCEPTED", "FORBIDDEN", "VALIDATION_FAILED"):
         assert f'"code":"{code}"' in walk.stdout
 
