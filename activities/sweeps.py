@@ -20,8 +20,10 @@ from models.fairness.candidates import first_servable
 from models.idempotency.commands import delete_old
 from models.kit.database import Database, Session
 from models.kit.outages import is_outage, without_values
+from models.kit.sql import Sql
 from models.schema import PARTITIONED
-from models.work.wakes import Wake, raise_wake
+from models.work.open_work import wake_if_open
+from models.work.wakes import Wake, raise_wake, work_order_id_of
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -29,6 +31,14 @@ T = TypeVar("T")
 SILENT_OFFLINE_AFTER_S = 900
 #: So that no transaction takes long: this many take less than a tenth of a second.
 KEYS_AT_ONCE = 5_000
+WOKEN_AT_ONCE = 500
+#: Three of the sweep's intervals: one that was missed, or that read a list lagging behind, is made up for.
+ABANDONED_SINCE_S = 900
+_AGO = Sql("SELECT clock_timestamp() - make_interval(secs => :seconds)")
+_ABANDONED = (
+    "WorkflowType = 'DispatchWorkflow' AND ExecutionStatus IN ('Failed', 'Terminated', 'TimedOut', 'Canceled') "
+    "AND CloseTime > '{since}'"
+)
 
 _LANES_THAT_WAIT = text("""
 SELECT DISTINCT organization_id FROM work_orders WHERE match_from <= clock_timestamp()
@@ -54,6 +64,22 @@ class SweepActivities:
         async with self.database.transaction() as session:
             silent = await silent_drivers(session, after_s=SILENT_OFFLINE_AFTER_S)
         return await self._each(silent, _mark_offline)
+
+    @activity.defn
+    async def sweep_abandoned(self) -> int:
+        """Wake open work whose workflow did not come to its own end: failed, or terminated by somebody. The relay then
+        starts another."""
+        async with self.database.reading() as session:
+            since = await session.value(_AGO, {"seconds": float(ABANDONED_SINCE_S)})
+        abandoned = activity.client().list_workflows(_ABANDONED.format(since=since.isoformat()))
+        ids = [one for one in [work_order_id_of(run.id) async for run in abandoned] if one is not None]
+        woken = 0
+        for start in range(0, len(ids), WOKEN_AT_ONCE):
+            async with self.database.transaction() as session:
+                woken += len(await wake_if_open(session, ids[start : start + WOKEN_AT_ONCE]))
+        if woken:
+            log.error("abandoned_work_woken", count=woken)
+        return woken
 
     @activity.defn
     async def clean_idempotency_keys(self) -> int:

@@ -19,7 +19,7 @@ from bench.rounds import WORK_S, Round, Sizes, Stopwatch, until
 from bench.system import Services, System
 from bench.world import World
 from models.kit.database import Database
-from workflows.client import workflow_id
+from models.work.wakes import workflow_id
 
 _UNSENT = text("SELECT count(*) FROM notifications WHERE status IN ('pending', 'sending')")
 

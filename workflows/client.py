@@ -7,7 +7,6 @@ import dataclasses
 import logging
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 import msgspec
 from temporalio.api.common.v1 import Payload
@@ -29,21 +28,6 @@ DISPATCH_QUEUE = "dispatch"
 NOTIFICATIONS_QUEUE = "notifications"
 #: How long one call to Temporal may take. A dead server must cost seconds, not the default's many.
 RPC_TIMEOUT = timedelta(seconds=3)
-
-
-_OF_WORK_ORDER = "work-order-"
-
-
-def workflow_id(work_order_id: UUID | str) -> str:
-    return f"{_OF_WORK_ORDER}{work_order_id}"
-
-
-def work_order_id_of(workflow_id: str) -> UUID | None:
-    """The other way round; None for a workflow that somebody gave an id of another kind."""
-    try:
-        return UUID(workflow_id.removeprefix(_OF_WORK_ORDER)) if workflow_id.startswith(_OF_WORK_ORDER) else None
-    except ValueError:
-        return None
 
 
 class MsgspecConverter(EncodingPayloadConverter):

@@ -18,8 +18,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from models.kit.database import Database
 from models.work.open_work import FIRST, settled_open_work, standing_of, wake_open_work
 from models.work.rules import WorkOrderStatus
-from models.work.wakes import Wake
-from workflows.client import RPC_TIMEOUT, work_order_id_of, workflow_id
+from models.work.wakes import Wake, work_order_id_of, workflow_id
+from workflows.client import RPC_TIMEOUT
 
 RUNNING: Final = "WorkflowType = 'DispatchWorkflow' AND ExecutionStatus = 'Running'"
 PAGE: Final = 1_000

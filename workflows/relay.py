@@ -30,8 +30,8 @@ from models.kit.database import Database
 from models.kit.outages import is_outage, without_values
 from models.kit.settings import Settings
 from models.work.rules import ENDED
-from models.work.wakes import TOPIC, Wake, lease_wakes, record_sent, record_unsent
-from workflows.client import DISPATCH_QUEUE, RPC_TIMEOUT, connect, workflow_id
+from models.work.wakes import TOPIC, Wake, lease_wakes, record_sent, record_unsent, workflow_id
+from workflows.client import DISPATCH_QUEUE, RPC_TIMEOUT, connect
 from workflows.offers import DRIVER, KIND, ORGANIZATION, REFERENCE, STATUS, DispatchInput, DispatchWorkflow
 
 log = logging.getLogger(__name__)

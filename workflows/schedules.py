@@ -22,6 +22,7 @@ from workflows.sweeps import SweepWorkflow
 SWEEPS = {
     "sweep_lanes": timedelta(seconds=30),
     "sweep_silent_drivers": timedelta(minutes=1),
+    "sweep_abandoned": timedelta(minutes=5),
     "clean_idempotency_keys": timedelta(hours=1),
     "make_partitions": timedelta(days=1),
 }

@@ -71,6 +71,7 @@ async def running_worker(client: Client, database: Database, settings: Settings)
             dispatch.act_for_ops,
             sweeps.sweep_lanes,
             sweeps.sweep_silent_drivers,
+            sweeps.sweep_abandoned,
             sweeps.clean_idempotency_keys,
             sweeps.make_partitions,
         ],

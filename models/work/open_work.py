@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -31,16 +31,18 @@ SELECT w.id, w.status, {_SETTLED} AS settled FROM work_orders w WHERE w.id = ANY
 
 # In the order of ids, in which all wakes are raised. Work whose time has not come keeps its hour: nothing is to be done
 # for it before.
-_WAKE_OPEN = Sql("""
+_WAKE_OPEN = """
 INSERT INTO workflow_wakes (work_order_id, organization_id, reason, due_at)
 SELECT id, organization_id, :reason, clock_timestamp() FROM work_orders
-WHERE id > :after AND status = ANY(CAST(:open AS text[])) ORDER BY id LIMIT :limit
+WHERE {those} AND status = ANY(CAST(:open AS text[])) ORDER BY id LIMIT :limit
 ON CONFLICT (work_order_id) DO UPDATE SET
     seq = workflow_wakes.seq + 1, reason = excluded.reason, attempts = 0,
     due_at = CASE WHEN workflow_wakes.seq > workflow_wakes.sent_seq
         THEN greatest(workflow_wakes.due_at, excluded.due_at) ELSE excluded.due_at END
 RETURNING work_order_id
-""")
+"""
+_WAKE_NEXT = Sql(_WAKE_OPEN.format(those="id > :after"))
+_WAKE_THESE = Sql(_WAKE_OPEN.format(those="id = ANY(CAST(:ids AS uuid[]))"))
 
 #: Before every id of ours.
 FIRST: Final = UUID(int=0)
@@ -72,8 +74,16 @@ async def standing_of(session: Session, ids: Sequence[UUID], *, settled_s: float
 
 async def wake_open_work(session: Session, *, after: UUID, limit: int) -> list[UUID]:
     """Owe a wake to the next `limit` open work orders by id; empty when there are no more."""
+    return await _wake(session, _WAKE_NEXT, after=after, limit=limit)
+
+
+async def wake_if_open(session: Session, ids: Sequence[UUID]) -> list[UUID]:
+    """Owe a wake to those of `ids` that are open."""
+    return await _wake(session, _WAKE_THESE, ids=list(ids), limit=len(ids))
+
+
+async def _wake(session: Session, statement: Sql, **values: Any) -> list[UUID]:
     # A signal, and not `created`: there may be a workflow already, and it has to look.
-    reason = Wake.STATUS_CHANGED.value
-    rows = await session.rows(_WAKE_OPEN, {"after": after, "limit": limit, "open": _OPEN, "reason": reason})
+    rows = await session.rows(statement, values | {"open": _OPEN, "reason": Wake.STATUS_CHANGED.value})
     session.topics.add(TOPIC)
     return sorted(row.work_order_id for row in rows)

@@ -34,6 +34,20 @@ class Wake(StrEnum):
 
 
 TOPIC = "wakes"
+_OF_WORK_ORDER = "work-order-"
+
+
+def workflow_id(work_order_id: UUID | str) -> str:
+    return f"{_OF_WORK_ORDER}{work_order_id}"
+
+
+def work_order_id_of(workflow_id: str) -> UUID | None:
+    """The other way round; None for a workflow that somebody gave an id of another kind."""
+    try:
+        return UUID(workflow_id.removeprefix(_OF_WORK_ORDER)) if workflow_id.startswith(_OF_WORK_ORDER) else None
+    except ValueError:
+        return None
+
 
 # Sorted and at the very end, when the transaction holds every lock it needs: so two never wait for each other's wakes.
 _RAISE = Sql("""

@@ -23,12 +23,13 @@ from models.kit.errors import Refusal
 from models.kit.settings import DEVELOPMENT_SECRET, Settings
 from models.work.commands import cancel, complete, report_status
 from models.work.rules import WorkOrderStatus as S
+from models.work.wakes import workflow_id
 from tests.backup.conftest import Site, ask, fairlead, own, password_of, tool
 from tests.factories import invariants
 from tests.factories.people import Person
 from tests.factories.work import World
 from tests.factories.workers import until
-from workflows.client import connect, workflow_id
+from workflows.client import connect
 from workflows.reconcile import differences
 
 pytestmark = pytest.mark.anyio

@@ -64,7 +64,7 @@ class Severity(msgspec.Struct, frozen=True, kw_only=True):
 
     rate: float = 1.1
     freeze_s: float = 6.0
-    cut_s: float = 8.0
+    cut_s: float = 5.0
     long_hole_s: float = 30.0
     long_hole_chance: float = 0.1
 

@@ -39,7 +39,7 @@ from tests.notifications.provider_servers import (
 ROOT = Path(__file__).resolve().parents[2]
 READY_PATIENCE_S = 90.0
 #: A graceful end that takes longer is cut short, and counted.
-GRACE_S = 10.0
+GRACE_S = 15.0
 #: Rates that no run reaches: the limiter works, and lets everything pass.
 UNLIMITED = str(10**9)
 

@@ -25,13 +25,14 @@ from models.kit.settings import DEVELOPMENT_SECRET, Settings
 from models.policies.rules import OnTimeout
 from models.work.commands import complete
 from models.work.rules import WorkKind
+from models.work.wakes import workflow_id
 from tests.conftest import Databases
 from tests.degraded.processes import Fairlead
 from tests.factories import invariants
 from tests.factories.work import World
 from tests.factories.workers import until
 from tests.notifications.provider_servers import API_KEY, FROM_ADDRESS, ResendServer
-from workflows.client import connect, workflow_id
+from workflows.client import connect
 from workflows.offers import DispatchWorkflow
 
 pytestmark = pytest.mark.anyio

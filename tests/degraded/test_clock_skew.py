@@ -18,13 +18,14 @@ from models.kit.database import Database
 from models.kit.settings import DEVELOPMENT_SECRET, Settings
 from models.policies.rules import OnTimeout
 from models.work.rules import WorkKind
+from models.work.wakes import workflow_id
 from tests.degraded.processes import Fairlead, up
 from tests.degraded.skew import clocks, skewed
 from tests.factories import invariants
 from tests.factories.people import PASSWORD
 from tests.factories.work import World
 from tests.factories.workers import until
-from workflows.client import connect, workflow_id
+from workflows.client import connect
 
 pytestmark = pytest.mark.anyio
 

@@ -16,6 +16,7 @@ from api.cli.services import EmbeddedTemporal
 from models.kit.database import Database
 from models.kit.ids import UUID
 from models.kit.settings import DEVELOPMENT_SECRET, Settings
+from models.work.wakes import workflow_id
 from tests.conftest import Databases
 from tests.degraded.operations import OPERATIONS, READY, Asks
 from tests.degraded.probing import HealthProbe
@@ -25,7 +26,7 @@ from tests.factories.people import Person
 from tests.factories.proxy import Proxy
 from tests.factories.work import World
 from tests.factories.workers import until
-from workflows.client import connect, workflow_id
+from workflows.client import connect
 
 pytestmark = pytest.mark.anyio
 

@@ -33,11 +33,12 @@ from models.kit.settings import DEVELOPMENT_SECRET, Settings
 from models.policies.rules import OnTimeout
 from models.work.commands import assign_driver, cancel, complete, hand_back, report_status, unassign
 from models.work.rules import WorkKind, WorkOrderStatus
+from models.work.wakes import workflow_id
 from tests.factories.people import Person
 from tests.factories.proxy import Proxy
 from tests.factories.work import World
 from tests.factories.workers import dispatch_worker, until
-from workflows.client import connect, workflow_id
+from workflows.client import connect
 from workflows.notifications import NotificationSender, SenderInput, ensure_sender
 from workflows.offers import DispatchWorkflow
 from workflows.relay import WakeRelay

@@ -21,9 +21,10 @@ from models.kit.settings import DEVELOPMENT_SECRET, Settings
 from models.work.commands import complete
 from models.work.open_work import FIRST, wake_open_work
 from models.work.rules import WorkOrderStatus
+from models.work.wakes import work_order_id_of, workflow_id
 from tests.factories.work import World
 from tests.factories.workers import dispatch_worker, until
-from workflows.client import DISPATCH_QUEUE, connect, work_order_id_of, workflow_id
+from workflows.client import DISPATCH_QUEUE, connect
 from workflows.offers import DispatchInput, DispatchWorkflow
 from workflows.reconcile import RUNNING, Difference, differences, resume_open_work, wake_strays
 from workflows.relay import WakeRelay

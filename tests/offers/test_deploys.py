@@ -15,11 +15,12 @@ from temporalio.worker import Replayer
 from models.kit.database import Database
 from models.kit.settings import DEVELOPMENT_SECRET, Settings
 from models.work.commands import complete
+from models.work.wakes import workflow_id
 from tests.factories import invariants
 from tests.factories.work import World
 from tests.factories.workers import dispatch_worker, until
 from tests.offers.test_replay import HISTORIES, WORKFLOWS, read
-from workflows.client import DATA_CONVERTER, connect, workflow_id
+from workflows.client import DATA_CONVERTER, connect
 from workflows.offers import DispatchInput, DispatchWorkflow
 from workflows.relay import WakeRelay
 

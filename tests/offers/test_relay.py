@@ -15,17 +15,19 @@ import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError
+from temporalio.testing import ActivityEnvironment
 
+from activities.sweeps import SweepActivities
 from models.kit.database import Database
 from models.kit.settings import DEVELOPMENT_SECRET, Settings
-from models.work.commands import complete
+from models.work.commands import cancel, complete
 from models.work.details import change_details
-from models.work.wakes import Wake, lease_wakes, raise_wake, record_sent
+from models.work.wakes import Wake, lease_wakes, raise_wake, record_sent, workflow_id
 from tests.factories import poison
 from tests.factories.proxy import Proxy
 from tests.factories.work import World
 from tests.factories.workers import dispatch_worker, until
-from workflows.client import connect, workflow_id
+from workflows.client import connect
 from workflows.offers import DispatchWorkflow
 from workflows.relay import WakeRelay
 
@@ -207,6 +209,35 @@ async def test_a_terminated_workflow_comes_back_and_a_completed_one_does_not(
 
         await until(delivered)
         assert (await handle.describe()).status is WorkflowExecutionStatus.COMPLETED
+
+
+async def test_work_whose_workflow_somebody_terminated_is_found_by_a_sweep_and_goes_on(
+    world: World, client: Client, settings: Settings, database: Database, worker: None
+) -> None:
+    """Nobody touches the work meanwhile, so nothing else would wake it."""
+    sweep = ActivityEnvironment(client=client)
+    activities = SweepActivities(database)
+    async with running(WakeRelay(database, settings, client)):
+        await world.driver()
+        work = await world.enrollment()
+        await until(lambda: has_offer(world, work))
+        handle = client.get_workflow_handle(workflow_id(work))
+        first_run = (await handle.describe()).run_id
+        await handle.terminate("by mistake")
+
+        async def runs_again() -> bool:
+            # Temporal's list lags behind.
+            await sweep.run(activities.sweep_abandoned)
+            now = await handle.describe()
+            return now.run_id != first_run and now.status is WorkflowExecutionStatus.RUNNING
+
+        await until(runs_again)
+        async with database.transaction() as session:
+            await cancel(session, work, "not needed")
+        assert await handle.result() == "cancelled"
+        owed = await wake_of(world, work)
+        await sweep.run(activities.sweep_abandoned)
+        assert (await wake_of(world, work)).seq == owed.seq, "ended work is left alone"
 
 
 @pytest.mark.parametrize("outage", ["refuse", "hang"])

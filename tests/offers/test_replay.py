@@ -17,11 +17,12 @@ from temporalio.workflow import NondeterminismError
 
 from models.kit.database import Database
 from models.kit.settings import DEVELOPMENT_SECRET, Settings
+from models.work.wakes import workflow_id
 from tests.factories import invariants
 from tests.factories.work import World
 from tests.factories.workers import dispatch_worker
 from tests.histories.record import RECORDERS, Scene, continued_as_new, suggesting_server
-from workflows.client import DATA_CONVERTER, connect, workflow_id
+from workflows.client import DATA_CONVERTER, connect
 from workflows.notifications import NotificationSender
 from workflows.offers import DispatchInput, DispatchWorkflow
 from workflows.relay import WakeRelay

@@ -19,12 +19,12 @@ from models.kit.database import Database
 from models.kit.settings import DEVELOPMENT_SECRET, Settings
 from models.offers.commands import accept
 from models.work.commands import complete
-from models.work.wakes import Wake, raise_wake
+from models.work.wakes import Wake, raise_wake, workflow_id
 from tests.factories import invariants, poison
 from tests.factories.poison import SECRET
 from tests.factories.work import World
 from tests.factories.workers import dispatch_worker, until
-from workflows.client import connect, workflow_id
+from workflows.client import connect
 from workflows.offers import DispatchWorkflow
 from workflows.relay import WakeRelay
 

@@ -16,12 +16,13 @@ from models.kit.database import Database
 from models.kit.settings import DEVELOPMENT_SECRET, Settings
 from models.work.commands import assign_driver, complete
 from models.work.rules import WorkKind
+from models.work.wakes import workflow_id
 from tests.factories import invariants
 from tests.factories.clock import later
 from tests.factories.people import Person
 from tests.factories.work import World
 from tests.factories.workers import dispatch_worker, until
-from workflows.client import DATA_CONVERTER, workflow_id
+from workflows.client import DATA_CONVERTER
 from workflows.offers import DispatchWorkflow
 from workflows.relay import WakeRelay
 

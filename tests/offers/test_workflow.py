@@ -12,9 +12,10 @@ from activities.dispatch import OpsAction
 from models.kit.database import Database
 from models.kit.settings import DEVELOPMENT_SECRET, Settings
 from models.work.commands import complete
+from models.work.wakes import workflow_id
 from tests.factories.work import World
 from tests.factories.workers import until
-from workflows.client import connect, workflow_id
+from workflows.client import connect
 from workflows.offers import DispatchWorkflow
 from workflows.worker import running_worker
 
