@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from sqlalchemy import text
 
 from models.kit.database import Database
 from tests.degraded.probing import HealthProbe
-from tests.degraded.processes import Fairlead
+from tests.degraded.processes import ROOT, Fairlead
 from tests.degraded.wire import Answer, Wire, ask
 from tests.factories.people import Person
 from tests.factories.work import World
@@ -54,6 +56,26 @@ async def test_200_requests_on_an_exhausted_pool_get_503_within_2_s_and_health_a
     slowest = max(took for _, took in answers)
     log.info("slowest 503 %.2f s, %s, recovered after %.2f s", slowest, probe.told, recovered_s)
     probe.check()
+
+
+#: How long the longest garbage collection holds up everything, in seconds.
+_PAUSE = """
+import gc, time
+from api.app import create_app
+from api.cli.serving import without_pauses
+from models.kit.settings import Settings
+app = without_pauses(create_app(Settings(secret_key="unused " * 8)))
+began = time.perf_counter()
+gc.collect()
+print(time.perf_counter() - began)
+"""
+
+
+def test_a_full_garbage_collection_does_not_hold_up_health() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-c", _PAUSE], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    assert float(printed) < 0.05
 
 
 async def timed(wire: Wire, person: Person) -> tuple[Answer, float]:

@@ -227,6 +227,98 @@ MUTANTS = (
         "    number = turn.lane.last_number + 2\n",
         ("tests/fairness/test_matching.py", "-k", "fairness_order"),
     ),
+    # Kept answers
+    Mutant(
+        "one answer is kept under a key",
+        "primary key",
+        "migrations/versions/0002_idempotency_keys.py",
+        """        sa.PrimaryKeyConstraint(
+            "organization_id", "caller_id", "method", "route", "key", name=op.f("pk_idempotency_keys")
+        ),
+""",
+        "",
+        ("tests/idempotency/test_concurrency.py", "-k", "commits_as_the_second_begins"),
+    ),
+    Mutant(
+        "a second request waits for nothing while the first is in flight",
+        "advisory lock",
+        "models/idempotency/commands.py",
+        """        if not row.is_ours:
+            raise IdempotencyInProgress()
+""",
+        "",
+        ("tests/idempotency/test_concurrency.py", "-k", "in_flight"),
+    ),
+    Mutant(
+        "a key stands for one request",
+        "fingerprint",
+        "models/idempotency/commands.py",
+        """    if row.fingerprint != request.fingerprint:
+        raise IdempotencyKeyReused()
+""",
+        "",
+        ("tests/idempotency/test_replay.py", "-k", "one_request or one_offer"),
+    ),
+    Mutant(
+        "a kept refusal leaves nothing of what was done before it",
+        "savepoint",
+        "api/idempotency.py",
+        """        if refused:
+            await self._session.undo()
+""",
+        "",
+        ("tests/idempotency/test_concurrency.py", "-k", "done_before_it"),
+    ),
+    # The audit chain
+    Mutant(
+        "a row is sealed once all transactions before its own have ended",
+        "snapshot",
+        "models/audit/sealing.py",
+        "look, start, until = None, state.horizon, state.oldest_running",
+        "look, start, until = None, state.horizon, _HIGHEST_TRANSACTION",
+        ("tests/audit/test_sealing.py", "-k", "long_transaction or roll_back or two_sealers"),
+    ),
+    Mutant(
+        "a seal is signed",
+        "signature",
+        "models/audit/verification.py",
+        "elif not key.signed(seal.hash, seal.signature):",
+        "elif False:",
+        ("tests/audit/test_rules.py", "tests/audit/test_tampering.py"),
+    ),
+    # What the fault runs found
+    Mutant(
+        "a connection with an unfinished transaction is thrown away",
+        "connection check",
+        "models/kit/database.py",
+        '        event.listen(self.engine.sync_engine, "checkout", refuse_unfinished)\n',
+        "",
+        ("tests/database",),
+    ),
+    Mutant(
+        "an outage longer than the quick way is waited out",
+        "workflow",
+        "workflows/offers.py",
+        "        except FailureError as error:\n",
+        "        except TimeoutError as error:\n",
+        ("tests/offers/test_replay.py", "-k", "outage"),
+    ),
+    Mutant(
+        "parked work does not stand in the lane",
+        "parking",
+        "models/fairness/candidates.py",
+        "    AND NOT w.id = ANY(ARRAY(SELECT work_order_id FROM stuck_work WHERE parked_at IS NOT NULL))\n",
+        "",
+        ("tests/offers/test_poison.py",),
+    ),
+    Mutant(
+        "work that is open again after a restore gets its workflow",
+        "reuse policy",
+        "workflows/relay.py",
+        "                if row.status in ENDED\n",
+        "                if row.status\n",
+        ("tests/invariants/test_workflows.py",),
+    ),
     # Tenants
     Mutant(
         "a scope covers its own organization",
