@@ -52,10 +52,11 @@ def options_of(arguments: argparse.Namespace) -> Options:
 
 
 async def _run(options: Options, directory: Path, began: float) -> Result:
-    # SIGTERM, like Ctrl-C, lets every `finally` end what was started.
+    # Every `finally` ends what was started.
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
     def say(text: str) -> None:
         print(f"[{time.monotonic() - began:5.0f} s] {text}", flush=True)
@@ -71,7 +72,7 @@ def main(given: Sequence[str]) -> int:
     print(f"pid {os.getpid()}, seed {arguments.seed}, {arguments.minutes:g} minutes, scratch {directory}", flush=True)
     try:
         result = asyncio.run(_run(options_of(arguments), directory, time.monotonic()))
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except asyncio.CancelledError:
         shutil.rmtree(directory, ignore_errors=True)
         print("Stopped.")
         return 130

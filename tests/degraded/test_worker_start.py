@@ -35,7 +35,8 @@ async def test_temporal_going_again_while_the_worker_comes_up_is_waited_out(
             client = await connect(settings)
             if starts == 1:
                 await proxy.refuse()
-                asyncio.get_running_loop().call_later(1, lambda: asyncio.ensure_future(proxy.resume()))
+                # Longer than the client tries by itself.
+                asyncio.get_running_loop().call_later(5, lambda: asyncio.ensure_future(proxy.resume()))
             return client
 
         monkeypatch.setattr(worker, "connect_when_up", connect_and_lose_it)

@@ -10,10 +10,13 @@ import pytest
 from sqlalchemy import text
 
 from models.fairness.candidates import first_servable
+from models.fairness.matching import match_next
 from models.fairness.records import chain_hash, read_record, replays, verify_body
 from models.kit.database import Database
 from models.work.commands import cancel, report_status
 from models.work.rules import WorkKind, WorkOrderStatus
+from tests.factories import invariants
+from tests.factories.races import once_it_waits_or_ends
 from tests.factories.work import World
 
 pytestmark = pytest.mark.anyio
@@ -82,6 +85,25 @@ async def test_the_lane_keeps_its_promise_over_200_racing_rounds(world: World) -
             )
             await session.run(text("UPDATE work_orders SET status = 'cancelled' WHERE status = 'pending'"))
             await session.run(text("UPDATE driver_dispatch SET last_offered_at = NULL"))
+
+
+async def test_a_choice_waits_for_the_one_before_it_in_the_lane(world: World) -> None:
+    """As between two processes: each has a transaction of its own, and only Postgres in common."""
+    await world.line(2)
+    works = [await world.enrollment() for _ in range(2)]
+
+    async def choose() -> None:
+        async with world.database.transaction() as session:
+            await match_next(session, world.organization_id, own=works[1])
+
+    async with world.database.transaction() as session:
+        await match_next(session, world.organization_id, own=works[0])
+        late = asyncio.create_task(choose())
+        await once_it_waits_or_ends(world, late)
+    await late
+    assert [row.number for row in await world.all("SELECT number FROM decisions ORDER BY number")] == [1, 2]
+    assert len({(await world.pending(work)).driver_id for work in works}) == 2
+    await invariants.check(world.database)
 
 
 async def test_two_waiting_work_orders_and_one_driver_priority_then_age(world: World) -> None:

@@ -99,7 +99,7 @@ MUTANTS = (
         "models/fairness/matching.py",
         "WHERE organization_id = :organization_id FOR NO KEY UPDATE",
         "WHERE organization_id = :organization_id",
-        ("tests/fairness/test_matching.py", "-k", "racing or simultaneous"),
+        ("tests/fairness/test_matching.py", "-k", "waits_for_the_one_before"),
     ),
     Mutant(
         "a command holds its work order",
@@ -107,7 +107,7 @@ MUTANTS = (
         "models/work/locking.py",
         "FROM work_orders WHERE id = :id FOR NO KEY UPDATE)",
         "FROM work_orders WHERE id = :id)",
-        ("tests/offers/test_resilience.py", "tests/offers/test_commands.py", "tests/work/test_commands.py"),
+        ("tests/work/test_commands.py", "-k", "waits_for_the_one_before"),
     ),
     Mutant(
         "an answer holds the work order of its offer",
@@ -132,7 +132,7 @@ MUTANTS = (
         "models/work/wakes.py",
         "    FOR UPDATE SKIP LOCKED\n",
         "",
-        ("tests/offers/test_relay.py", "-k", "two_relays"),
+        ("tests/offers/test_relay.py", "-k", "passes_over"),
     ),
     Mutant(
         "two senders never lease the same message",

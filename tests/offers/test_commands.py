@@ -13,8 +13,8 @@ from models.offers.commands import accept
 from models.offers.rules import OfferAlreadyAccepted, OfferAlreadyRejected, OfferExpired, OfferTaken
 from models.work.commands import cancel
 from models.work.rules import WorkKind, WorkOrderCancelled
+from tests.factories.races import once_it_waits_or_ends
 from tests.factories.work import World
-from tests.factories.workers import until
 
 pytestmark = pytest.mark.anyio
 
@@ -152,21 +152,6 @@ async def test_one_driver_accepting_two_broadcasts_at_once_gets_one(world: World
     offers = [offer for work in works for offer in await world.offers(work)]
     states = sorted((offer.status, offer.reason or "") for offer in offers)
     assert states == [("accepted", ""), ("expired", "driver_unavailable")]
-
-
-async def waiting_for_a_lock(world: World) -> bool:
-    return bool(
-        await world.all(
-            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-    )
-
-
-async def once_it_waits_or_ends(world: World, answer: asyncio.Task[None]) -> None:
-    async def either() -> bool:
-        return answer.done() or await waiting_for_a_lock(world)
-
-    await until(either)
 
 
 async def test_an_answer_waits_for_the_one_before_it_to_the_same_work(world: World) -> None:

@@ -25,6 +25,7 @@ from models.work.details import change_details
 from models.work.wakes import Wake, lease_wakes, raise_wake, record_sent, workflow_id
 from tests.factories import poison
 from tests.factories.proxy import Proxy
+from tests.factories.races import once_it_waits_or_ends
 from tests.factories.work import World
 from tests.factories.workers import dispatch_worker, until
 from workflows.client import connect
@@ -138,6 +139,21 @@ async def test_two_relays_never_hold_the_same_wake_at_the_same_time(world: World
     assert await lease(50) == [], "leased until they are sent or the lease ends"
     await world.all("UPDATE workflow_wakes SET claimed_until = clock_timestamp() RETURNING 1")
     assert len(await lease(50)) == 20
+
+
+async def test_a_relay_passes_over_what_another_is_leasing_and_does_not_wait_for_it(world: World) -> None:
+    await world.enrollment()
+
+    async def lease() -> list[Any]:
+        async with world.database.transaction() as session:
+            return list(await lease_wakes(session, limit=10, lease_s=15))
+
+    async with world.database.transaction() as session:
+        assert len(await lease_wakes(session, limit=10, lease_s=15)) == 1
+        other = asyncio.create_task(lease())
+        await once_it_waits_or_ends(world, other)
+        ended = other.done()
+    assert (ended, await other) == (True, [])
 
 
 async def test_a_relay_that_dies_between_send_and_record_only_sends_again(

@@ -40,6 +40,7 @@ from models.work.rules import (
 from tests.factories import invariants
 from tests.factories.clock import later
 from tests.factories.people import Person
+from tests.factories.races import once_it_waits_or_ends
 from tests.factories.work import World
 
 pytestmark = pytest.mark.anyio
@@ -490,6 +491,22 @@ async def test_completing_frees_the_driver_and_wakes_the_head_of_the_lane(world:
     assert [row.work_order_id for row in woken] == [urgent]
     assert await offered(world, urgent) == driver.driver_id
     await invariants.check(world.database)
+
+
+async def test_a_command_waits_for_the_one_before_it_on_the_same_work(world: World) -> None:
+    work = await world.enrollment()
+
+    async def call_off() -> None:
+        async with world.database.transaction() as session:
+            await cancel(session, work, "second")
+
+    async with world.database.transaction() as session:
+        await cancel(session, work, "first")
+        late = asyncio.create_task(call_off())
+        await once_it_waits_or_ends(world, late)
+    with pytest.raises(IllegalTransition):
+        await late
+    assert (await world.work_order(work)).cancellation_reason == "first"
 
 
 async def test_a_repeated_completion_is_refused_and_frees_nobody_twice(world: World) -> None:
