@@ -106,6 +106,7 @@ class DispatchActivities:
         if seen is None:
             return Step(status="gone", waits_for="nothing: the work order does not exist", ended=True)
         view, policy = seen
+        since = view.now
         has_failed = view.failures > 0
         due = due_now(view, policy)
         if due:
@@ -122,7 +123,8 @@ class DispatchActivities:
             async with self.database.reading() as session:
                 await note_success(session, work_order_id)
         crash_at("advance.done")
-        return step_of(view, next_due(view, policy))
+        # All this may have taken longer than an offer lasts: a frozen worker, an outage waited out.
+        return step_of(view, next_due(view, policy, since=since))
 
     async def _look(self, work_order_id: UUID) -> tuple[WorkView, Policy] | None:
         async with self.database.reading() as session:

@@ -31,6 +31,8 @@ class Due(StrEnum):
     LATE_ALERT = "late alert"
 
 
+#: These follow from how things stand, not from the time; their instant is the look's.
+_WHATEVER_THE_TIME = frozenset({Due.DRIVER_GONE, Due.BACK_IN_LINE, Due.NAMED_DRIVER})
 #: An escalation is told once per step, at these multiples of `escalate_after_s`.
 ESCALATION_STEPS = (1, 2, 4)
 
@@ -163,7 +165,17 @@ def due_now(view: WorkView, policy: Policy) -> set[Due]:
     return {due for at, due in timeline(view, policy) if at <= view.now}
 
 
-def next_due(view: WorkView, policy: Policy) -> tuple[datetime, Due] | None:
-    """The first thing still to come; None when only a person can move this work order on."""
-    ahead = [(at, due) for at, due in timeline(view, policy) if at > view.now]
+def next_due(view: WorkView, policy: Policy, *, since: datetime | None = None) -> tuple[datetime, Due] | None:
+    """The first thing still to come; None when only a person can move this work order on.
+
+    `since` is the instant of an earlier look, upon which all was done that was due then. What has come due after it is
+    still to come, its instant in the past: an offer whose time ran out while it was being made is waited for by nobody
+    else. What has no instant but the look's own is no news.
+    """
+    done_until = view.now if since is None else since
+    ahead = [
+        (at, due)
+        for at, due in timeline(view, policy)
+        if at > done_until and not (at == view.now and due in _WHATEVER_THE_TIME)
+    ]
     return min(ahead, default=None)

@@ -23,10 +23,10 @@ PROCESS_SHARE = 0.125
 #: How often each way to fail comes, by process. Starting Python or Temporal costs a second of CPU and more, so those
 #: are frozen more often than killed.
 _OF_PROCESS: dict[str, dict[str, int]] = {
-    API: {KILL: 2, END: 1, FREEZE: 5},
-    WORKER: {KILL: 2, END: 1, FREEZE: 5},
+    API: {KILL: 2, END: 1, FREEZE: 7},
+    WORKER: {KILL: 2, END: 1, FREEZE: 7},
     POSTGRES: {KILL: 3, END: 1, FREEZE: 3},
-    TEMPORAL: {KILL: 2, END: 1, FREEZE: 3},
+    TEMPORAL: {KILL: 2, END: 1, FREEZE: 5},
 }
 _OF_LINK = {RESET: 3, HOLE: 2, SLOW: 2, ANSWERS_LOST: 2, REQUESTS_LOST: 1, HALF_CLOSED: 2}
 LATENCY_S = 0.5
@@ -105,7 +105,7 @@ def _lasts(rng: random.Random, kind: str, severity: Severity) -> float:
         return rng.uniform(0, 1)
     if kind == FREEZE:
         # Mostly short: a second hurts almost as much as six, and leaves time for more.
-        return 0.3 + (severity.freeze_s - 0.3) * rng.random() ** 2
+        return 0.3 + (severity.freeze_s - 0.3) * rng.random() ** 3
     if kind == RESET:
         return 0.0
     if kind == HOLE and rng.random() < severity.long_hole_chance:

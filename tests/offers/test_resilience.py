@@ -14,6 +14,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from activities.dispatch import DispatchActivities, WorkOrderRef
 from models.kit.database import Database
 from models.kit.settings import DEVELOPMENT_SECRET, Settings
 from models.work.commands import cancel, complete
@@ -159,6 +160,40 @@ async def test_advances_of_the_same_work_order_at_once_leave_what_one_leaves(wor
     assert len(offers) <= 1
     keys = [row.dedupe_key for row in await world.all("SELECT dedupe_key FROM notifications")]
     assert len(keys) == len(set(keys)), "nobody is told twice"
+    await invariants.check(world.database)
+
+
+class HeldUp(DispatchActivities):
+    """Stands still before its second look until the offer that it has made is over, as a frozen worker may."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.database)
+        self.world = world
+        self.looks = 0
+
+    async def _look(self, work_order_id: UUID) -> Any:
+        self.looks += 1
+        if self.looks == 2:
+            over = "SELECT 1 FROM offers HAVING max(expires_at) < clock_timestamp()"
+            await until(lambda: self.world.all(over))
+        return await super()._look(work_order_id)
+
+
+@pytest.mark.parametrize("kind", [WorkKind.ENROLLMENT, WorkKind.JOB, WorkKind.ORDER])
+async def test_an_offer_that_ran_out_while_it_was_made_is_settled_and_not_slept_on(
+    world: World, kind: WorkKind
+) -> None:
+    """Nothing else would wake its workflow: the escalations, which are told apart from it, are over."""
+    await world.policy(kind, offer_ttl_s=1, offer_ttl_max_s=1)
+    await world.line(2)
+    work = await {"enrollment": world.enrollment, "job": world.job, "order": world.order}[kind]()
+    async with world.database.transaction() as session:
+        await session.run(text("UPDATE work_orders SET escalations = 3"))
+    step = await HeldUp(world).advance(WorkOrderRef(work_order_id=str(work)))
+    assert {offer.status for offer in await world.offers(work)} == {"pending"}
+    assert step.wait_s == 0
+    await world.advance(work)
+    assert (await world.offers(work))[0].reason == "timeout"
     await invariants.check(world.database)
 
 

@@ -99,6 +99,21 @@ def test_an_expiry_is_due_at_its_very_instant() -> None:
     assert due_now(a_view(offers=[an_offer(expires_at=NOW)]), JOB) == {Due.OFFER_EXPIRES}
 
 
+def test_what_came_due_since_the_last_look_is_still_to_come() -> None:
+    """Looked at ten seconds ago, offered, and only now looked at again: the offer's time is up already."""
+    earlier, at = NOW - seconds(10), NOW - seconds(1)
+    view = a_view(offers=[an_offer(offered_at=earlier, expires_at=at)])
+    assert next_due(view, JOB, since=earlier) == (at, Due.OFFER_EXPIRES)
+    assert next_due(a_view(match_from=at), JOB, since=earlier) == (at, Due.MATCH), "the end of a broadcast's window"
+
+
+def test_what_was_done_at_the_last_look_is_not_waited_for() -> None:
+    earlier = NOW - seconds(10)
+    assert next_due(a_view(match_from=earlier), JOB, since=earlier) is None, "nobody could take it"
+    gone = a_view(offers=[an_offer(duty=Duty.OFF)])
+    assert next_due(gone, JOB, since=earlier) == (NOW + seconds(120), Due.OFFER_EXPIRES), "a wake tells of the driver"
+
+
 @pytest.mark.parametrize(
     ("changes", "gone"),
     [
