@@ -255,6 +255,7 @@ def _addressed(message: DueMessage, channel: Channel, rendered: Rendered) -> Out
         text=rendered.text,
         subject=rendered.subject,
         html=rendered.html,
+        tried_since=message.created_at if message.attempt > 1 else None,
     )
 
 

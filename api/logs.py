@@ -16,6 +16,8 @@ from models.identity.permissions import Caller
 from models.kit.ids import new_id
 from models.kit.settings import Settings
 
+#: The loggers that are ours.
+LAYERS: Final = ("api", "workflows", "activities", "models", "migrations")
 #: What we take over from a proxy or client as the id of a request.
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{7,63}")
 #: Asked every few seconds by every load balancer.
@@ -59,7 +61,7 @@ def configure_logging(settings: Settings) -> None:
     root.handlers = [handler]
     # The libraries' own chatter starts at INFO: connection pools, retries, every request sent.
     root.setLevel(max(level, logging.WARNING))
-    for ours in ("api", "workflows", "activities", "models", "migrations"):
+    for ours in LAYERS:
         logging.getLogger(ours).setLevel(level)
 
 

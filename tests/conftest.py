@@ -19,6 +19,7 @@ from temporalio.testing import WorkflowEnvironment
 
 import migrations
 from api.cli.services import SEARCH_ATTRIBUTES, EmbeddedPostgres, EmbeddedTemporal, time_skipping_server
+from api.logs import LAYERS
 from models.kit.database import Database
 
 TEMPLATE = "fairlead_template"
@@ -35,10 +36,14 @@ def anyio_backend() -> str:
 def own_logging() -> Iterator[None]:
     """What a test configures of the logs, as the application does, ends with it."""
     root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    handlers = list(root.handlers)
+    loggers = [root, *(logging.getLogger(layer) for layer in LAYERS)]
+    levels = [logger.level for logger in loggers]
     yield
     structlog.reset_defaults()
-    root.handlers, root.level = handlers, level
+    root.handlers = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from models.notifications.rules import Channel
 class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
     """A rendered message. `id` is the notification's, and the idempotency key where the provider has one.
 
-    `subject` and `html` are empty for SMS. Personal data: never log it.
+    `subject` and `html` are empty for SMS. `tried_since` is set where an earlier attempt, then or later, may have gone
+    through unseen. Personal data: never log it.
     """
 
     id: UUID
@@ -25,6 +26,7 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     subject: str = ""
     html: str = ""
+    tried_since: datetime | None = None
 
 
 class ChannelAdapter(Protocol):

@@ -1,12 +1,14 @@
 """SMS through Twilio.
 
-Twilio has no idempotency key: after a lost answer the next attempt may reach the phone a second time.
+Twilio has no idempotency key, so that a second attempt first looks whether the first one has gone through. What still
+reaches a phone twice is a message that Twilio took and does not list yet.
 """
 
 from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +27,11 @@ from activities.channels.base import Misconfigured, Outgoing, PermanentlyFailed,
 logger = structlog.get_logger(__name__)
 
 TWILIO_ORIGIN = "https://api.twilio.com"
+#: How many of a number's last messages are looked through for one that was taken before.
+LOOK_BACK = 20
+#: By so much Twilio's clock may be behind Postgres's.
+CLOCKS_APART = timedelta(minutes=1)
+NOT_DELIVERED = frozenset({"failed", "undelivered", "canceled"})
 #: Codes of a 400 that blame our own number, see twilio.com/docs/api/errors. Everything else in a 400 blames the message
 #: or its recipient; Twilio adds codes over time, and a new one ends the message rather than repeating it.
 SENDER_CODES = frozenset({21212, 21603, 21606, 21659, 21660, 21661})
@@ -92,6 +99,8 @@ class TwilioSms:
         try:
             # Around the call, because the SDK ignores the timeout it is constructed with.
             async with asyncio.timeout(self._timeout_s):
+                if message.tried_since is not None and (taken := await self._taken(message, message.tried_since)):
+                    return taken
                 sent = await self._client.messages.create_async(to=message.to, body=message.text, **self._sender)
         except TimeoutError:
             raise TemporarilyFailed(f"Twilio did not answer within {self._timeout_s:g} s") from None
@@ -106,6 +115,18 @@ class TwilioSms:
         if not sent.sid:
             raise TemporarilyFailed("Twilio's answer names no message: something stands in between")
         return str(sent.sid)
+
+    async def _taken(self, message: Outgoing, since: datetime) -> str | None:
+        """The id under which Twilio took this very text for this number since then."""
+        assert self._client is not None
+        # Newest first. Not asked for by date: a message that is still queued has no date of sending.
+        for taken in await self._client.messages.list_async(to=message.to, limit=LOOK_BACK):
+            if taken.date_created is not None and taken.date_created < since - CLOCKS_APART:
+                break
+            # A trial account puts words of its own before the text.
+            if str(taken.body).endswith(message.text) and taken.status not in NOT_DELIVERED:
+                return str(taken.sid)
+        return None
 
     def _judge(self, status: int, code: int | None, text: str) -> TemporarilyFailed | PermanentlyFailed:
         # The SDK prefixes "Unable to create record: ", which tells nobody anything.

@@ -26,8 +26,11 @@ UP = "Fairlead is up"
 #: The first start makes a database cluster and compiles what nobody has imported yet.
 START_S = 60.0
 STOP_S = 15.0
-#: What the environment of whoever runs the tests must not lend to the system under test.
-FOREIGN = ("DATABASE_URL", "DATABASE_DIRECT_URL", "TEMPORAL_ADDRESS", "TEMPORAL_UI_URL", "SECRET_KEY", "HOST")
+#: What the environment of whoever runs the tests must not lend to the system under test; ARGS are those of their make.
+FOREIGN = (
+    "DATABASE_URL", "DATABASE_DIRECT_URL", "TEMPORAL_ADDRESS", "TEMPORAL_UI_URL", "SECRET_KEY", "HOST",
+    "ARGS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES",
+)  # fmt: skip
 
 
 class MakeDev:

@@ -12,6 +12,8 @@ import json
 from base64 import b64encode
 from collections import deque
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
@@ -68,6 +70,8 @@ class ProviderServer:
     delivered: list[dict[str, Any]] = field(default_factory=list)
     refused: list[tuple[int, str]] = field(default_factory=list)
     requests: int = 0
+    #: How often somebody looked what was taken before.
+    looks: int = 0
     url: str = ""
 
     def routes(self) -> list[web.RouteDef]:
@@ -116,11 +120,13 @@ class ProviderServer:
 
 
 class TwilioServer(ProviderServer):
-    """`POST /2010-04-01/Accounts/{sid}/Messages.json`, form-encoded, basic authentication."""
+    """`POST /2010-04-01/Accounts/{sid}/Messages.json`, form-encoded, basic authentication; `GET` lists the
+    newest first."""
 
     def routes(self) -> list[web.RouteDef]:
         return [
             web.post("/2010-04-01/Accounts/{sid}/Messages.json", self.create),
+            web.get("/2010-04-01/Accounts/{sid}/Messages.json", self.list),
             web.route("*", "/{path:.*}", self.nowhere),
         ]
 
@@ -136,10 +142,21 @@ class TwilioServer(ProviderServer):
             return self.error(429, 20429, "Too Many Requests")
         return self.error(behaviour.status, 20500, "Internal Server Error")
 
+    def knows(self, request: web.Request) -> bool:
+        expected = b64encode(f"{ACCOUNT_SID}:{AUTH_TOKEN}".encode()).decode()
+        return request.headers.get("Authorization") == f"Basic {expected}"
+
+    async def list(self, request: web.Request) -> web.Response:
+        self.looks += 1
+        if not self.knows(request):
+            return self.error(401, 20003, "Authenticate")
+        size = int(request.query.get("PageSize", "50"))
+        found = [message for message in reversed(self.delivered) if message["to"] == request.query.get("To")]
+        return web.json_response({"messages": found[:size], "page": 0, "page_size": size, "next_page_uri": None})
+
     async def create(self, request: web.Request) -> web.Response:  # one check per rule of theirs
         self.requests += 1
-        expected = b64encode(f"{ACCOUNT_SID}:{AUTH_TOKEN}".encode()).decode()
-        if request.headers.get("Authorization") != f"Basic {expected}":
+        if not self.knows(request):
             return self.error(401, 20003, "Authenticate")
         if request.match_info["sid"] != ACCOUNT_SID:
             return self.error(404, 20404, f"The requested resource {request.path} was not found")
@@ -163,7 +180,10 @@ class TwilioServer(ProviderServer):
             return self.error(400, 21659, f"{sender} is not a Twilio phone number")
         behaviour = self.script.popleft() if self.script else SUCCEED
         sid = "SM" + uuid4().hex
-        message = {"sid": sid, "to": to, "from": sender or None, "body": body, "status": "queued"}
+        created = format_datetime(datetime.now(UTC))
+        message = {
+            "sid": sid, "to": to, "from": sender or None, "body": body, "status": "queued", "date_created": created,
+        }  # fmt: skip
         if behaviour.deliver_first:
             self.delivered.append(message)
         trouble = await self.misbehave(behaviour, request)

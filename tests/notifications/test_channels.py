@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -62,6 +62,31 @@ class TestSms:
         (delivered,) = twilio.delivered
         assert (delivered["sid"], delivered["to"], delivered["from"]) == (sid, message.to, FROM_NUMBER)
         assert delivered["body"] == message.text
+
+    async def test_a_later_attempt_looks_first_and_sends_only_what_twilio_has_not(
+        self, sms: TwilioSms, twilio: TwilioServer
+    ) -> None:
+        message = text_message()
+        before = datetime.now(UTC) - timedelta(seconds=1)
+        sid = await sms.send(message)
+        again = msgspec.structs.replace(message, tried_since=before)
+
+        assert await sms.send(again) == sid
+        other = msgspec.structs.replace(again, text="New job JB-2 at 2 Main St. Answer by 2:40 PM.")
+        elsewhere = msgspec.structs.replace(again, to="+15005550007")
+        # The same words, sent long before: another message.
+        later = msgspec.structs.replace(message, tried_since=datetime.now(UTC) + timedelta(minutes=10))
+        for message in (other, elsewhere, later):
+            assert await sms.send(message) != sid
+
+        assert (twilio.looks, len(twilio.delivered)) == (4, 4)
+
+    async def test_what_twilio_could_not_deliver_is_sent_again(self, sms: TwilioSms, twilio: TwilioServer) -> None:
+        message = text_message()
+        sid = await sms.send(message)
+        twilio.delivered[0]["status"] = "failed"
+
+        assert await sms.send(msgspec.structs.replace(message, tried_since=datetime.now(UTC))) != sid
 
     async def test_a_messaging_service_sends_in_place_of_a_number(self, twilio: TwilioServer) -> None:
         adapter = TwilioSms(account_sid=ACCOUNT_SID, auth_token=AUTH_TOKEN, sender="MG" + "0" * 32, base_url=twilio.url)
