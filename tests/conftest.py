@@ -34,16 +34,21 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """What a test configures of the logs, as the application does, ends with it."""
+    """What a test configures of the logs, as the application does, ends with it; and what was configured while tests
+    were collected, by an application made for its list of operations, is none of its business."""
     root = logging.getLogger()
-    handlers = list(root.handlers)
-    loggers = [root, *(logging.getLogger(layer) for layer in LAYERS)]
-    levels = [logger.level for logger in loggers]
+    handlers, level = list(root.handlers), min(root.level, logging.WARNING)
+    root.setLevel(level)
+    _speak_up()
     yield
     structlog.reset_defaults()
-    root.handlers = handlers
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+    root.handlers, root.level = handlers, level
+    _speak_up()
+
+
+def _speak_up() -> None:
+    for layer in LAYERS:
+        logging.getLogger(layer).setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
