@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from temporalio.client import Client
+from temporalio.service import RPCError
 
 from activities.dispatch import OpsAction
 from api.cli.services import EmbeddedTemporal
@@ -142,7 +143,7 @@ async def forced_by_ops(stage: Stage) -> UUID:
 async def described(handle: Any) -> bool:
     try:
         await handle.describe()
-    except Exception:
+    except RPCError:
         return False
     return True
 

@@ -18,6 +18,8 @@ PATIENCE_S: Final = 60.0
 _RETRY_AFTER_AT_MOST_S: Final = 30.0
 _BACK_OFF_S: Final = (0.2, 0.5, 1.0, 2.0)
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+#: In the body of a 409 while the first request with the same key is under way.
+_IN_PROGRESS: Final = b"IDEMPOTENCY_IN_PROGRESS"
 
 
 class Refused(Exception):
@@ -162,7 +164,8 @@ class Account:
         return {"Authorization": f"Bearer {self._token}"}
 
     async def _send(self, method: str, path: str, body: Any, headers: dict[str, str]) -> httpx.Response:
-        """Once more after a lost connection, a 429 or a 503, for as long as patience lasts."""
+        """Once more after a lost connection, a 429 or a 503, or while an earlier try of the same request is still in
+        progress, for as long as patience lasts."""
         content = None if body is None else msgspec.json.encode(body)
         if content is not None:
             headers = headers | {"Content-Type": "application/json"}
@@ -179,13 +182,14 @@ class Account:
                         f"{self._http.base_url} does not answer: {str(error) or type(error).__name__}"
                     ) from None
             else:
-                if response.status_code not in (429, 503):
+                in_progress = response.status_code == 409 and _IN_PROGRESS in response.content
+                if response.status_code not in (429, 503) and not in_progress:
                     return response
-                if response.status_code == 503:
+                if response.status_code != 429:
                     out_since = out_since or time.monotonic()
                 wait = _retry_after(response)
                 if out_since and time.monotonic() + wait - out_since > self.patience:
-                    raise Unreachable(f"{self._http.base_url} stays out: 503 from {path}")
+                    raise Unreachable(f"{self._http.base_url} stays out: {response.status_code} from {path}")
             attempt += 1
             # Jitter, so that twenty drivers do not come back in the same instant.
             await asyncio.sleep(wait * random.uniform(1.0, 1.3))  # noqa: S311 - no secret
